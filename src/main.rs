@@ -1,0 +1,6 @@
+//! The Hearth server.
+
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() {}
