@@ -1,0 +1,223 @@
+//! An engine on this machine: a disk, and the group commit before it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
+
+use crate::group::{Committer, Disk, Request};
+use crate::{Commit, Data, Engine, Pending, Progress, Scan, StoreError};
+
+/// How many bytes of commits may wait.
+const QUEUE_BYTES: usize = 64 * 1024 * 1024;
+/// How long closing waits for others to let go of the engine.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Reads go straight to the disk; commits are queued for one thread, or written by the caller.
+pub(crate) struct Local<D: Disk> {
+    disk: Arc<Held<D>>,
+    progress: Arc<Progress>,
+    writer: Writer<D>,
+    released: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+enum Writer<D: Disk> {
+    Thread { queue: Arc<Queue>, ended: Mutex<Option<oneshot::Receiver<()>>> },
+    Caller(Mutex<Option<Committer<Held<D>>>>),
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    filled: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    requests: VecDeque<Request>,
+    bytes: usize,
+    closed: bool,
+}
+
+impl<D: Disk> Local<D> {
+    /// With a thread of its own that writes.
+    pub(crate) fn with_thread(disk: D) -> Result<Self, StoreError> {
+        let (disk, progress, released) = hold(disk);
+        let mut committer = Committer::open(disk.clone(), progress.clone())?;
+        let queue = Arc::new(Queue::default());
+        let (end, ended) = oneshot::channel();
+        let (queue_of_thread, progress_of_thread) = (queue.clone(), progress.clone());
+        let write = move || {
+            // A panic in here means the same as a failed flush.
+            let run = std::panic::AssertUnwindSafe(|| queue_of_thread.write_all(&mut committer));
+            if std::panic::catch_unwind(run).is_err() {
+                crate::group::die("the storage engine panicked while it wrote", &"see the panic above");
+            }
+            drop(committer);
+            progress_of_thread.close();
+            let _ = end.send(());
+        };
+        let spawned = std::thread::Builder::new().name("store-commit".into()).spawn(write);
+        spawned.map_err(|error| StoreError::Engine(format!("no thread for the group commit: {error}")))?;
+        let writer = Writer::Thread { queue, ended: Mutex::new(Some(ended)) };
+        Ok(Self { disk, progress, writer, released: Mutex::new(Some(released)) })
+    }
+
+    /// Where each commit is written at once by who submits it: nothing to wait for, and tests with a paused clock
+    /// see no other thread.
+    pub(crate) fn inline(disk: D) -> Result<Self, StoreError> {
+        let (disk, progress, released) = hold(disk);
+        let committer = Committer::open(disk.clone(), progress.clone())?;
+        let writer = Writer::Caller(Mutex::new(Some(committer)));
+        Ok(Self { disk, progress, writer, released: Mutex::new(Some(released)) })
+    }
+
+    fn stop(&self) {
+        match &self.writer {
+            Writer::Thread { queue, .. } => {
+                queue.waiting.lock().closed = true;
+                queue.filled.notify_one();
+            }
+            Writer::Caller(committer) => {
+                committer.lock().take();
+                self.progress.close();
+            }
+        }
+    }
+}
+
+impl<D: Disk> Drop for Local<D> {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[async_trait]
+impl<D: Disk> Engine for Local<D> {
+    async fn get(&self, key: &[u8]) -> Result<Option<Data>, StoreError> {
+        self.disk.get(key)
+    }
+
+    async fn multi_get(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Data>>, StoreError> {
+        keys.iter().map(|key| self.disk.get(key)).collect()
+    }
+
+    async fn range(&self, scan: Scan<'_>) -> Result<Vec<(Data, Data)>, StoreError> {
+        self.disk.range(scan)
+    }
+
+    fn submit(&self, commit: Commit) -> Pending {
+        if let Err(error) = commit.check() {
+            return Pending::refused(error);
+        }
+        let (answer, pending) = Pending::channel();
+        let request = Request { commit, answer };
+        match &self.writer {
+            Writer::Thread { queue, .. } => queue.push(request),
+            Writer::Caller(committer) => {
+                if let Some(committer) = &mut *committer.lock() {
+                    committer.run(vec![request]);
+                }
+            }
+        }
+        pending
+    }
+
+    fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    async fn close(self: Arc<Self>) {
+        self.stop();
+        if let Writer::Thread { ended, .. } = &self.writer {
+            let ended = ended.lock().take();
+            if let Some(ended) = ended {
+                let _ = ended.await;
+            }
+        }
+        let released = self.released.lock().take();
+        drop(self);
+        if let Some(released) = released
+            && tokio::time::timeout(RELEASE_TIMEOUT, released).await.is_err()
+        {
+            tracing::warn!("the store is still in use somewhere; its files stay locked until that ends");
+        }
+    }
+}
+
+impl Queue {
+    fn push(&self, request: Request) {
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            let _ = request.answer.send(Err(StoreError::Closed.into()));
+            return;
+        }
+        let size = request.commit.bytes();
+        if waiting.bytes + size > QUEUE_BYTES {
+            let error = StoreError::Overloaded { queued: waiting.bytes, limit: QUEUE_BYTES };
+            let _ = request.answer.send(Err(error.into()));
+            return;
+        }
+        waiting.bytes += size;
+        waiting.requests.push_back(request);
+        let first = waiting.requests.len() == 1;
+        drop(waiting);
+        if first {
+            self.filled.notify_one();
+        }
+    }
+
+    /// Writes what comes until the queue is closed and empty.
+    fn write_all<D: Disk>(&self, committer: &mut Committer<D>) {
+        while let Some(group) = self.next_group::<D>() {
+            committer.run(group);
+        }
+    }
+
+    fn next_group<D: Disk>(&self) -> Option<Vec<Request>> {
+        let mut waiting = self.waiting.lock();
+        while waiting.requests.is_empty() {
+            if waiting.closed {
+                return None;
+            }
+            self.filled.wait(&mut waiting);
+        }
+        let group = Committer::<D>::gather(&mut waiting.requests);
+        waiting.bytes -= group.iter().map(|request| request.commit.bytes()).sum::<usize>();
+        Some(group)
+    }
+}
+
+/// A disk that tells when it is gone. Fields are dropped in order.
+pub(crate) struct Held<D> {
+    disk: D,
+    _release: oneshot::Sender<()>,
+}
+
+type HeldParts<D> = (Arc<Held<D>>, Arc<Progress>, oneshot::Receiver<()>);
+
+fn hold<D>(disk: D) -> HeldParts<D> {
+    let (release, released) = oneshot::channel();
+    (Arc::new(Held { disk, _release: release }), Arc::default(), released)
+}
+
+impl<D: Disk> Disk for Held<D> {
+    fn get(&self, key: &[u8]) -> Result<Option<Data>, StoreError> {
+        self.disk.get(key)
+    }
+    fn range(&self, scan: Scan<'_>) -> Result<Vec<(Data, Data)>, StoreError> {
+        self.disk.range(scan)
+    }
+    fn apply(&self, rows: &crate::group::Rows<'_>) -> Result<(), StoreError> {
+        self.disk.apply(rows)
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        self.disk.flush()
+    }
+    fn writable(&self) -> Result<(), StoreError> {
+        self.disk.writable()
+    }
+}

@@ -1,0 +1,41 @@
+//! The store's own rows, spaces 0x00 to 0x0f.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Record, Space, StreamPosition, Table};
+
+/// What the store knows about itself: one row.
+pub(crate) const ABOUT: Table<(), About> = Table::new("store_about", Space(0x00));
+/// The last position given out: one row, written with every batch that binds some.
+pub(crate) const LAST_POSITION: Table<(), StreamPosition> = Table::new("store_last_position", Space(0x01));
+/// (number of the batch, part): the mutable keys that the batch touched. The newest [`TOUCHED_KEPT`] rows stay.
+pub(crate) const TOUCHED: Table<(u64, u8), crate::Blob> = Table::new("store_touched", Space(0x02));
+/// Ranges that are being deleted.
+pub(crate) const JOBS: Table<StreamPosition, RangeJob> = Table::new("store_jobs", Space(0x03));
+/// Work that is being staged: what must go if it never becomes visible.
+pub(crate) const STAGES: Table<StreamPosition, Stage> = Table::new("store_stages", Space(0x04));
+
+/// How many rows of [`TOUCHED`] are kept.
+pub(crate) const TOUCHED_KEPT: usize = 256;
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct About {
+    pub(crate) format: u32,
+    pub(crate) epoch: u32,
+}
+impl Record for About {}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RangeJob {
+    pub(crate) start: Vec<u8>,
+    pub(crate) end: Vec<u8>,
+    pub(crate) mutable: bool,
+}
+impl Record for RangeJob {}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stage {
+    pub(crate) name: String,
+    pub(crate) ranges: Vec<RangeJob>,
+}
+impl Record for Stage {}
