@@ -1,3 +1,11 @@
-//! The Hearth server: what its binary and its tests are made of.
+//! The top layer of Hearth, a Matrix homeserver: configuration, HTTP, and what needs rooms and users at once.
+//! `main.rs` only calls [`cli::main`]; everything is a library so that tests start whole servers in one process.
 
+pub mod app;
+pub mod cli;
+pub mod client_api;
+pub mod config;
+pub mod federation_api;
+pub mod http;
 pub mod push;
+pub mod server;

@@ -1,6 +1,10 @@
 //! The Hearth server.
 
+use std::process::ExitCode;
+
 #[global_allocator]
 static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {}
+fn main() -> ExitCode {
+    hearth::cli::main()
+}

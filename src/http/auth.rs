@@ -1,0 +1,53 @@
+//! Who asks: the access token of a request, checked by the dispatcher before anything else is read.
+
+use axum::extract::{FromRequestParts, OptionalFromRequestParts};
+use http::{HeaderMap, Uri, header, request::Parts};
+use ruma::{OwnedDeviceId, OwnedUserId};
+
+use super::MatrixError;
+
+/// A local user with a good access token. A handler that names it is only reached with one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalUser {
+    /// Who asks.
+    pub user_id: OwnedUserId,
+    /// On which device.
+    pub device_id: OwnedDeviceId,
+    /// Whether the account may administer the server.
+    pub is_admin: bool,
+    /// Whether the account is suspended: it may read, leave and redact its own.
+    pub is_suspended: bool,
+    /// The SHA-256 hash under which the token is stored.
+    pub token_hash: [u8; 32],
+}
+
+impl<S: Sync> FromRequestParts<S> for LocalUser {
+    type Rejection = MatrixError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MatrixError> {
+        parts.extensions.remove::<Self>().ok_or_else(|| MatrixError::missing_token("missing access token"))
+    }
+}
+
+/// `Option<LocalUser>`: for endpoints that serve strangers too.
+impl<S: Sync> OptionalFromRequestParts<S> for LocalUser {
+    type Rejection = MatrixError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, MatrixError> {
+        Ok(parts.extensions.remove::<Self>())
+    }
+}
+
+/// The access token of a request: from the `Authorization` header, or, where the operator still allows it, from the
+/// query string as clients and bridges did before version 1.11 of the specification.
+pub(super) fn access_token<'a>(headers: &'a HeaderMap, uri: &'a Uri, from_query: bool) -> Option<&'a str> {
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let value = value.to_str().ok()?;
+        let (scheme, token) = value.split_once(' ')?;
+        return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim());
+    }
+    if !from_query {
+        return None;
+    }
+    uri.query()?.split('&').find_map(|pair| pair.strip_prefix("access_token="))
+}

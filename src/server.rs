@@ -1,0 +1,265 @@
+//! A server's life: bind the listeners, open the store, serve, stop.
+//! * Listeners answer before the store is open: `/health` says "starting", everything else asks to come back.
+//! * On the way down no new connection is taken, long polls end at once, running requests get some seconds, and the
+//!   store is closed last.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    response::{IntoResponse as _, Response},
+};
+use http::{Method, Request, StatusCode, header};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    config::Config,
+    http::{Dispatcher, MatrixError, Shutdown, dispatch::add_cors, json_response},
+};
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// Which address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A certificate or its key cannot be used.
+    #[error("the TLS certificate or key in {} cannot be used: {problem}", path.display())]
+    Tls {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The server's parts do not come up.
+    #[error(transparent)]
+    Open(#[from] crate::app::OpenError),
+    /// Two endpoints claim one path.
+    #[error(transparent)]
+    Routes(#[from] crate::http::dispatch::RouteConflict),
+}
+
+/// All endpoints of a server.
+pub fn routes() -> crate::http::Routes {
+    let mut routes = crate::client_api::routes();
+    crate::federation_api::routes(&mut routes);
+    routes
+}
+
+/// What listeners talk to: nothing yet, then the dispatcher.
+#[derive(Clone, Default)]
+pub struct Front(Arc<OnceLock<Dispatcher>>);
+
+impl Front {
+    /// A front whose server is there already.
+    pub fn over(dispatcher: Dispatcher) -> Self {
+        let front = Self::default();
+        front.open(dispatcher);
+        front
+    }
+
+    /// The server is there.
+    pub fn open(&self, dispatcher: Dispatcher) {
+        // Only the first counts; there is no second.
+        let _ = self.0.set(dispatcher);
+    }
+
+    /// Answers one request.
+    pub async fn handle(&self, request: Request<Body>, peer: SocketAddr) -> Response {
+        let is_health = request.uri().path() == "/health" && request.method() != Method::OPTIONS;
+        match self.0.get() {
+            Some(_) if is_health => finished(json_response(StatusCode::OK, &br#"{"status":"ok"}"#[..])),
+            Some(dispatcher) => dispatcher.handle(request, peer).await,
+            None if is_health => {
+                finished(json_response(StatusCode::SERVICE_UNAVAILABLE, &br#"{"status":"starting"}"#[..]))
+            }
+            None if request.uri().path() == "/_matrix/client/versions" => {
+                finished(json_response(StatusCode::OK, crate::client_api::discovery::versions_json()))
+            }
+            None => {
+                let starting = MatrixError::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "M_UNKNOWN",
+                    "the server is starting; try again in a moment",
+                );
+                let mut response = starting.into_response();
+                response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("2"));
+                finished(response)
+            }
+        }
+    }
+}
+
+fn finished(mut response: Response) -> Response {
+    add_cors(response.headers_mut());
+    response
+}
+
+/// Bound listeners, not yet served.
+pub struct Listeners(Vec<(TcpListener, Option<TlsAcceptor>)>);
+
+impl Listeners {
+    /// Binds all addresses of the configuration.
+    pub async fn bind(config: &Config) -> Result<Self, StartError> {
+        let mut listeners = Vec::new();
+        for address in &config.bind {
+            listeners.push((bind(*address).await?, None));
+        }
+        if let (Some(certificate), Some(key)) = (&config.tls.certificate, &config.tls.key) {
+            let acceptor = tls_acceptor(certificate, key)?;
+            for address in &config.tls.bind {
+                listeners.push((bind(*address).await?, Some(acceptor.clone())));
+            }
+        }
+        let acceptor = match (&config.federation.certificate, &config.federation.key) {
+            (Some(certificate), Some(key)) => Some(tls_acceptor(certificate, key)?),
+            _ => None,
+        };
+        for address in &config.federation.bind {
+            listeners.push((bind(*address).await?, acceptor.clone()));
+        }
+        Ok(Self(listeners))
+    }
+
+    /// The addresses that were really bound (port 0 becomes a number).
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.0.iter().filter_map(|(listener, _)| listener.local_addr().ok()).collect()
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Bind { address, source })
+}
+
+fn tls_acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, StartError> {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+    let unusable = |path: &Path, problem: String| StartError::Tls { path: path.to_owned(), problem };
+    let chain = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| unusable(certificate, error.to_string()))?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, error.to_string()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| unusable(certificate, error.to_string()))?
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .map_err(|error| unusable(certificate, error.to_string()))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// How long running requests may go on after the end was asked for.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long a connection may be silent between two requests or while it sends a request's head.
+const IDLE: Duration = Duration::from_secs(120);
+
+/// Serves until `shutdown` begins and all connections have ended, or the grace is over.
+pub async fn serve(listeners: Listeners, front: Front, connections: usize, shutdown: Shutdown) {
+    let places = Arc::new(Semaphore::new(connections.max(1)));
+    let mut accepting = JoinSet::new();
+    for (listener, acceptor) in listeners.0 {
+        accepting.spawn(accept(listener, acceptor, front.clone(), places.clone(), shutdown.clone()));
+    }
+    while accepting.join_next().await.is_some() {}
+}
+
+async fn accept(
+    listener: TcpListener,
+    acceptor: Option<TlsAcceptor>,
+    front: Front,
+    places: Arc<Semaphore>,
+    shutdown: Shutdown,
+) {
+    let mut running = JoinSet::new();
+    loop {
+        while running.try_join_next().is_some() {}
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.begun() => break,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of files, most often: let some connections end before the next try.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().acquire_owned().await else { break };
+        let (acceptor, front, shutdown) = (acceptor.clone(), front.clone(), shutdown.clone());
+        running.spawn(async move {
+            let _place = place;
+            connection(stream, peer, acceptor, front, shutdown).await;
+        });
+    }
+    drop(listener);
+    let ended = async { while running.join_next().await.is_some() {} };
+    if tokio::time::timeout(GRACE, ended).await.is_err() {
+        tracing::warn!("some requests did not end in time and are dropped");
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    acceptor: Option<TlsAcceptor>,
+    front: Front,
+    shutdown: Shutdown,
+) {
+    // A delayed answer is worse than a small packet; if it cannot be set, nothing is lost but time.
+    let _ = stream.set_nodelay(true);
+    let Some(acceptor) = acceptor else {
+        return requests(stream, peer, front, shutdown).await;
+    };
+    match tokio::time::timeout(Duration::from_secs(10), acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => requests(stream, peer, front, shutdown).await,
+        Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS connection"),
+        Err(_) => tracing::debug!(%peer, "no TLS connection in time"),
+    }
+}
+
+async fn requests<S>(stream: S, peer: SocketAddr, front: Front, shutdown: Shutdown)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let front = front.clone();
+        async move { Ok::<_, Infallible>(front.handle(request.map(Body::new), peer).await) }
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(64 * 1024);
+    let connection = http.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.begun() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "a connection ended early");
+    }
+}
