@@ -397,7 +397,7 @@ fn membership(event: &ClientEvent) -> Option<Membership> {
     if *event.kind != *"m.room.member" {
         return None;
     }
-    Membership::from_value(&event.content_as::<Content<'_>>()?.membership)
+    super::words::membership_of(&event.content_as::<Content<'_>>()?.membership)
 }
 
 /// A row that must be there and readable, and is not.
