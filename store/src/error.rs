@@ -41,9 +41,6 @@ pub enum StoreError {
     /// The store was closed before the operation was done.
     #[error("the store is closed")]
     Closed,
-    /// This build has no such engine.
-    #[error("{}: not available", .0.display())]
-    NotYet(PathBuf),
 }
 
 impl StoreError {

@@ -8,6 +8,7 @@
 mod chunk;
 mod codec;
 mod commit;
+mod directory;
 mod engine;
 mod error;
 mod group;

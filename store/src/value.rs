@@ -67,7 +67,7 @@ impl Flavor for Appender<'_> {
 macro_rules! plain {
     ($($plain:ty),*) => { $(impl Record for $plain {})* };
 }
-plain!(u8, u32, u64, i64, bool, String);
+plain!(u8, u32, u64, i64, bool, String, (u64, u64));
 
 /// Nothing: the key says it all.
 impl Value for () {
