@@ -1,11 +1,22 @@
 //! The running server's parts. `FromRef` hands them out, so that a handler's signature names all it touches.
 
-use std::{ops::Deref, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    ops::Deref,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
+use hearth_dag::{Keypair, LocalServers, Signer};
+use hearth_federation::{KeyError, load_or_create_key};
+use hearth_store::{Commit, CommitError, Store, StoreError, StoreOptions};
 use http::HeaderMap;
+use ruma::{OwnedServerName, ServerName};
 
 use crate::{
     config::Config,
+    tables::{SERVER, ServerRecord},
     http::{LocalUser, MatrixError, Shutdown, client_address::ClientAddress, rate_limit::RateLimits},
 };
 
@@ -17,6 +28,12 @@ pub struct App(Arc<Parts>);
 pub struct Parts {
     /// The configuration it was started with.
     pub config: Arc<Config>,
+    /// All that is kept.
+    pub store: Store,
+    /// The server's signing key.
+    pub key: Arc<Keypair>,
+    /// Whose users are ours.
+    pub local_servers: LocalServers,
     /// How often who may do what.
     pub rate_limits: Arc<RateLimits>,
     /// Says when to stop.
@@ -43,6 +60,9 @@ macro_rules! hands_out {
 
 hands_out! {
     config: Arc<Config>,
+    store: Store,
+    key: Arc<Keypair>,
+    local_servers: LocalServers,
     rate_limits: Arc<RateLimits>,
     shutdown: Shutdown,
 }
@@ -58,17 +78,69 @@ pub enum OpenError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The signing key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The store does not open.
+    #[error("the store in {} does not open: {source}", path.display())]
+    Store {
+        /// Its folder.
+        path: PathBuf,
+        /// Why not.
+        source: StoreError,
+    },
+    /// The first rows cannot be written.
+    #[error("the store cannot be written: {0}")]
+    Write(#[from] CommitError),
+    /// The store cannot be read.
+    #[error("the store cannot be read: {0}")]
+    Read(#[from] StoreError),
+    /// Another name than the data's.
+    #[error("this data belongs to the server {stored}; it cannot be served as {configured} (key \"server_name\")")]
+    OtherServer {
+        /// Whose data it is.
+        stored: String,
+        /// What the configuration says.
+        configured: OwnedServerName,
+    },
 }
 
 impl App {
     /// Opens the data folder and everything in it.
     pub async fn open(config: Arc<Config>, shutdown: Shutdown) -> Result<Self, OpenError> {
-        let rate_limits = Arc::new(RateLimits::new(config.rates()));
-        Ok(Self(Arc::new(Parts { config, rate_limits, shutdown })))
+        let folder = config.data_dir.clone();
+        make_private_folder(&folder).map_err(|source| OpenError::File { path: folder.clone(), source })?;
+        let key = load_or_create_key(&config.signing_key_path(), &config.server_name)?;
+        let path = folder.join("store");
+        let options = StoreOptions {
+            cache_bytes: config.storage.cache_size.get(),
+            disk_reserve: config.storage.disk_reserve.get(),
+        };
+        let opening = Store::open_sled(path.clone(), options);
+        let store = with_progress("opening the store", opening)
+            .await
+            .map_err(|source| OpenError::Store { path, source })?;
+        Self::on(config, store, key, shutdown).await
     }
 
-    /// Brings everything to the disk.
-    pub async fn close(&self) {}
+    /// A server on this store.
+    pub async fn on(
+        config: Arc<Config>,
+        store: Store,
+        key: Keypair,
+        shutdown: Shutdown,
+    ) -> Result<Self, OpenError> {
+        claim(&store, &config.server_name).await?;
+        let key = Arc::new(key);
+        let local_servers = LocalServers::new([key.clone() as Arc<dyn Signer>]);
+        let rate_limits = Arc::new(RateLimits::new(config.rates()));
+        Ok(Self(Arc::new(Parts { config, store, key, local_servers, rate_limits, shutdown })))
+    }
+
+    /// Brings everything to the disk. The store's files are free when the last clone of the app is gone.
+    pub async fn close(&self) {
+        self.store.clone().close().await;
+    }
 
     /// Whose token this is.
     pub async fn authenticate(
@@ -79,5 +151,40 @@ impl App {
         _also_locked: bool,
     ) -> Result<LocalUser, MatrixError> {
         Err(MatrixError::unknown_token("unknown access token"))
+    }
+}
+
+/// The data belongs to one server name for ever.
+async fn claim(store: &Store, server_name: &ServerName) -> Result<(), OpenError> {
+    if let Some(record) = store.get(&SERVER, &()).await? {
+        if record.server_name != server_name.as_str() {
+            let stored = record.server_name;
+            return Err(OpenError::OtherServer { stored, configured: server_name.to_owned() });
+        }
+        return Ok(());
+    }
+    let mut first = Commit::new();
+    first.expect_absent(&SERVER, &());
+    first.put(&SERVER, &(), &ServerRecord { server_name: server_name.to_string() });
+    store.commit(first).await?;
+    Ok(())
+}
+
+/// What lies in the data folder is nobody else's business.
+fn make_private_folder(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Waits for `work`, and says every few seconds that it still goes on.
+async fn with_progress<T>(what: &'static str, work: impl Future<Output = T>) -> T {
+    const EVERY: Duration = Duration::from_secs(3);
+    tokio::pin!(work);
+    let started = tokio::time::Instant::now();
+    loop {
+        match tokio::time::timeout(EVERY, work.as_mut()).await {
+            Ok(done) => return done,
+            Err(_) => tracing::info!(seconds = started.elapsed().as_secs(), "{what}: still at it"),
+        }
     }
 }

@@ -4,8 +4,10 @@
 pub mod app;
 pub mod cli;
 pub mod client_api;
+pub mod clock;
 pub mod config;
 pub mod federation_api;
 pub mod http;
 pub mod push;
 pub mod server;
+pub mod tables;

@@ -374,7 +374,7 @@ impl Default for Password {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { cache_size: ByteSize::mib(16), disk_reserve: ByteSize::mib(128) }
+        Self { cache_size: ByteSize::mib(16), disk_reserve: ByteSize::mib(256) }
     }
 }
 
