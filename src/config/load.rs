@@ -130,13 +130,27 @@ fn read_as(default: &Value, text: &str) -> Result<Value, String> {
 
 fn check(table: Table, keys: &Table) -> Result<Config, ConfigError> {
     refuse_unknown(&table, keys, "", keys)?;
+    let mut whole = keys.clone();
+    lay_over(&mut whole, table);
     let config: Config =
-        serde_path_to_error::deserialize(Value::Table(table)).map_err(|error| ConfigError::Value {
+        serde_path_to_error::deserialize(Value::Table(whole)).map_err(|error| ConfigError::Value {
             key: error.path().to_string(),
             problem: error.into_inner().message().to_owned(),
         })?;
     check_values(&config)?;
     Ok(config)
+}
+
+/// What is given replaces the defaults; what is not given of a section stays.
+fn lay_over(below: &mut Table, above: Table) {
+    for (name, value) in above {
+        match (below.get_mut(&name), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => lay_over(below, above),
+            (_, value) => {
+                below.insert(name, value);
+            }
+        }
+    }
 }
 
 fn refuse_unknown(table: &Table, keys: &Table, above: &str, all: &Table) -> Result<(), ConfigError> {
