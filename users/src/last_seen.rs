@@ -1,0 +1,68 @@
+//! Where and when devices were last seen: noted in memory, written every few minutes.
+
+use std::{collections::HashMap, time::Duration};
+
+use hearth_store::Commit;
+use parking_lot::Mutex;
+
+use crate::{
+    Authenticated, Users, UsersError,
+    sessions::device_key,
+    tables::{DEVICES, LAST_SEEN, LastSeen},
+};
+
+/// How often what was noted is written.
+pub(crate) const WRITE_EVERY: Duration = Duration::from_secs(300);
+/// A device that makes many requests is noted once in this time.
+const NOTE_EVERY_MS: u64 = 30_000;
+/// Devices noted and not yet written; beyond that they wait for their next request.
+const NOTED_MAX: usize = 50_000;
+const ROWS_PER_COMMIT: usize = 400;
+
+/// What was noted and not yet written, by (user, device).
+#[derive(Default)]
+pub(crate) struct Seen(Mutex<HashMap<(String, String), LastSeen>>);
+
+impl Seen {
+    pub(crate) fn of(&self, key: &(String, String)) -> Option<LastSeen> {
+        self.0.lock().get(key).cloned()
+    }
+
+    pub(crate) fn forget(&self, key: &(String, String)) {
+        self.0.lock().remove(key);
+    }
+}
+
+impl Users {
+    /// Notes that a device made a request from this address. Costs nothing but once in a while.
+    pub fn seen(&self, who: &Authenticated, ip: std::net::IpAddr) {
+        let now_ms = self.now_ms();
+        if !who.token().is_due(now_ms, NOTE_EVERY_MS) {
+            return;
+        }
+        let mut noted = self.inner.seen.0.lock();
+        if noted.len() < NOTED_MAX {
+            let seen = LastSeen { ip: ip.to_string(), at_ms: now_ms };
+            noted.insert(device_key(who.user_id(), who.device_id()), seen);
+        }
+    }
+
+    pub(crate) async fn write_last_seen(&self) -> Result<(), UsersError> {
+        let noted: Vec<_> = self.inner.seen.0.lock().drain().collect();
+        for batch in noted.chunks(ROWS_PER_COMMIT) {
+            let keys: Vec<_> = batch.iter().map(|(key, _)| key.clone()).collect();
+            let devices = self.inner.store.multi_get(&DEVICES, &keys).await?;
+            let mut commit = Commit::new();
+            for ((key, seen), device) in batch.iter().zip(devices) {
+                // One that was removed meanwhile stays removed.
+                if device.is_some() {
+                    commit.put(&LAST_SEEN, key, seen);
+                }
+            }
+            if !commit.is_empty() {
+                self.inner.store.commit(commit).await?;
+            }
+        }
+        Ok(())
+    }
+}
