@@ -11,10 +11,12 @@ use std::{
 use hearth_dag::{Keypair, LocalServers, Signer};
 use hearth_federation::{KeyError, load_or_create_key};
 use hearth_store::{Commit, CommitError, Store, StoreError, StoreOptions};
-use http::HeaderMap;
+use hearth_users::{AuthenticateError, Options, PasswordCost, PresenceOptions, Users};
+use http::{HeaderMap, StatusCode};
 use ruma::{OwnedServerName, ServerName};
 
 use crate::{
+    clock::now_ms,
     config::Config,
     tables::{SERVER, ServerRecord},
     http::{LocalUser, MatrixError, Shutdown, client_address::ClientAddress, rate_limit::RateLimits},
@@ -30,6 +32,8 @@ pub struct Parts {
     pub config: Arc<Config>,
     /// All that is kept.
     pub store: Store,
+    /// Accounts, sessions and what belongs to users.
+    pub users: Users,
     /// The server's signing key.
     pub key: Arc<Keypair>,
     /// Whose users are ours.
@@ -61,6 +65,7 @@ macro_rules! hands_out {
 hands_out! {
     config: Arc<Config>,
     store: Store,
+    users: Users,
     key: Arc<Keypair>,
     local_servers: LocalServers,
     rate_limits: Arc<RateLimits>,
@@ -134,24 +139,61 @@ impl App {
         let key = Arc::new(key);
         let local_servers = LocalServers::new([key.clone() as Arc<dyn Signer>]);
         let rate_limits = Arc::new(RateLimits::new(config.rates()));
-        Ok(Self(Arc::new(Parts { config, store, key, local_servers, rate_limits, shutdown })))
+        let users = Users::open(store.clone(), user_options(&config));
+        Ok(Self(Arc::new(Parts { config, store, users, key, local_servers, rate_limits, shutdown })))
     }
 
     /// Brings everything to the disk. The store's files are free when the last clone of the app is gone.
     pub async fn close(&self) {
+        if let Err(error) = self.users.close().await {
+            tracing::warn!(%error, "when devices were last seen could not be written");
+        }
         self.store.clone().close().await;
     }
 
     /// Whose token this is.
     pub async fn authenticate(
         &self,
-        _token: &str,
-        _client: ClientAddress,
+        token: &str,
+        client: ClientAddress,
         _headers: &HeaderMap,
-        _also_locked: bool,
+        also_locked: bool,
     ) -> Result<LocalUser, MatrixError> {
-        Err(MatrixError::unknown_token("unknown access token"))
+        let who = self.users.authenticate(token).await.map_err(|error| match error {
+            AuthenticateError::Unknown => MatrixError::unknown_token("unknown access token"),
+            AuthenticateError::Expired => {
+                MatrixError::unknown_token("the access token has expired").with("soft_logout", true)
+            }
+            AuthenticateError::Store(error) => MatrixError::internal(error),
+        })?;
+        let account = who.account();
+        if account.locked && !also_locked {
+            let locked = MatrixError::new(StatusCode::UNAUTHORIZED, "M_USER_LOCKED", "this account is locked");
+            return Err(locked.with("soft_logout", true));
+        }
+        self.users.seen(&who, client.0);
+        Ok(LocalUser {
+            user_id: who.user_id().clone(),
+            device_id: who.device_id().clone(),
+            is_admin: account.admin,
+            is_suspended: account.suspended,
+            token_hash: who.token_hash().to_bytes(),
+        })
     }
+}
+
+/// What the configuration says of users.
+fn user_options(config: &Config) -> Options {
+    let mut options = Options::new(Arc::new(now_ms));
+    options.access_token_lifetime = config.sessions.access_token_lifetime.duration();
+    options.refresh_token_lifetime = config.sessions.refresh_token_lifetime.map(|period| period.duration());
+    options.password_cost = PasswordCost {
+        memory_kib: u32::try_from(config.password.memory.get() / 1024).unwrap_or(u32::MAX),
+        passes: config.password.passes,
+        lanes: config.password.lanes,
+    };
+    options.presence = PresenceOptions { enabled: config.presence, ..PresenceOptions::default() };
+    options
 }
 
 /// The data belongs to one server name for ever.

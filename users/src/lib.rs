@@ -38,7 +38,7 @@ pub use deactivation::Deactivation;
 pub use devices::{DISPLAY_NAME_MAX, Device, DeviceError};
 pub use directory::{Found, Person, SEARCH_LIMIT_MAX};
 pub use filters::{FILTER_MAX, FILTERS_PER_USER, FilterError};
-pub use passwords::{PasswordError, PasswordHash};
+pub use passwords::{PasswordCost, PasswordError, PasswordHash};
 pub use presence::{Presence, PresenceOptions, PresenceView, Syncing};
 pub use profiles::{PROFILE_KEY_MAX, PROFILE_MAX, Profile, ProfileChange, ProfileError};
 pub use push_rules::{PushRuleError, PushRules};

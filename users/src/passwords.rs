@@ -1,4 +1,4 @@
-//! Passwords: argon2id with 19 MiB, two passes, one lane.
+//! Passwords: argon2id, by default with 19 MiB, two passes, one lane.
 //! * Hashing runs on blocking threads, at most `hashing_threads` at a time, and at most `WAITING_MAX` wait.
 //! * Checking a password of nobody takes as long as checking one of somebody.
 //! * The memory is used again while there is work, and given back `KEPT_FOR` after it.
@@ -13,12 +13,23 @@ use parking_lot::Mutex;
 use rand::RngCore;
 use tokio::sync::Semaphore;
 
-/// KiB of memory that a hash takes.
-pub const MEMORY_KIB: u32 = 19 * 1024;
-/// Passes over the memory.
-pub const PASSES: u32 = 2;
-/// Lanes.
-pub const LANES: u32 = 1;
+/// What a new hash costs. Kept hashes are checked at the cost they were made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PasswordCost {
+    /// KiB of memory.
+    pub memory_kib: u32,
+    /// Passes over the memory.
+    pub passes: u32,
+    /// Lanes.
+    pub lanes: u32,
+}
+
+impl Default for PasswordCost {
+    fn default() -> Self {
+        Self { memory_kib: 19 * 1024, passes: 2, lanes: 1 }
+    }
+}
+
 /// Hashes that wait for a thread.
 pub const WAITING_MAX: usize = 4096;
 /// Longer passwords are refused: they would only cost time.
@@ -66,6 +77,7 @@ pub(crate) struct Hasher {
     threads: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     memory: Arc<Memory>,
+    cost: PasswordCost,
 }
 
 /// Memory between two hashes.
@@ -75,22 +87,23 @@ struct Memory {
 }
 
 impl Hasher {
-    pub(crate) fn new(threads: usize) -> Self {
+    pub(crate) fn new(threads: usize, cost: PasswordCost) -> Self {
         Self {
             threads: Arc::new(Semaphore::new(threads.max(1))),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             memory: Arc::default(),
+            cost,
         }
     }
 
     pub(crate) async fn hash(&self, password: &str) -> Result<PasswordHash, PasswordError> {
-        let password = checked(password)?;
+        let (password, cost) = (checked(password)?, self.cost);
         self.run(move |memory| {
             let mut salt = [0; SALT_BYTES];
             rand::rng().fill_bytes(&mut salt);
             let salt = SaltString::encode_b64(&salt).map_err(broken)?;
-            let (params, output) =
-                (params()?, derive(&params()?, &password, salt.as_salt(), HASH_BYTES, memory)?);
+            let params = params(cost)?;
+            let output = derive(&params, &password, salt.as_salt(), HASH_BYTES, memory)?;
             let phc = password_hash::PasswordHash {
                 algorithm: Algorithm::Argon2id.ident(),
                 version: Some(Version::V0x13.into()),
@@ -105,11 +118,11 @@ impl Hasher {
 
     /// Whether `password` is the one that was hashed; never for `None`, which takes as long.
     pub(crate) async fn verify(&self, password: &str, phc: Option<String>) -> Result<bool, PasswordError> {
-        let password = checked(password)?;
+        let (password, cost) = (checked(password)?, self.cost);
         self.run(move |memory| {
             let Some(phc) = phc else {
                 let salt = Salt::from_b64("bm9ib2R5IGlzIGhlcmU").map_err(broken)?;
-                derive(&params()?, &password, salt, HASH_BYTES, memory)?;
+                derive(&params(cost)?, &password, salt, HASH_BYTES, memory)?;
                 return Ok(false);
             };
             let kept = password_hash::PasswordHash::new(&phc).map_err(broken)?;
@@ -157,8 +170,8 @@ fn checked(password: &str) -> Result<String, PasswordError> {
     if password.len() > PASSWORD_MAX { Err(PasswordError::TooLong) } else { Ok(password.to_owned()) }
 }
 
-fn params() -> Result<Params, PasswordError> {
-    Params::new(MEMORY_KIB, PASSES, LANES, Some(HASH_BYTES)).map_err(broken)
+fn params(cost: PasswordCost) -> Result<Params, PasswordError> {
+    Params::new(cost.memory_kib, cost.passes, cost.lanes, Some(HASH_BYTES)).map_err(broken)
 }
 
 fn derive(
@@ -193,7 +206,7 @@ mod tests {
     // The right password is accepted, another one and nobody's are not.
     #[tokio::test]
     async fn a_password_is_checked() {
-        let hasher = Hasher::new(2);
+        let hasher = Hasher::new(2, PasswordCost::default());
         let hash = hasher.hash("correct horse").await.unwrap().into_phc();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
         assert!(hasher.verify("correct horse", Some(hash.clone())).await.unwrap());
@@ -208,13 +221,13 @@ mod tests {
         let salt = SaltString::encode_b64(b"somesaltsomesalt").unwrap();
         let weak = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(64, 1, 1, None).unwrap());
         let phc = weak.hash_password(b"pw", &salt).unwrap().to_string();
-        assert!(Hasher::new(1).verify("pw", Some(phc)).await.unwrap());
+        assert!(Hasher::new(1, PasswordCost::default()).verify("pw", Some(phc)).await.unwrap());
     }
 
     // The memory does not stay when there is nothing to hash.
     #[tokio::test]
     async fn memory_is_given_back() {
-        let hasher = Hasher::new(1);
+        let hasher = Hasher::new(1, PasswordCost::default());
         hasher.verify("x", None).await.unwrap();
         assert_eq!(hasher.memory.free.lock().len(), 1);
         tokio::time::sleep(KEPT_FOR + Duration::from_millis(200)).await;
@@ -224,6 +237,6 @@ mod tests {
     #[tokio::test]
     async fn a_password_without_end_is_refused() {
         let long = "x".repeat(PASSWORD_MAX + 1);
-        assert!(matches!(Hasher::new(1).hash(&long).await, Err(PasswordError::TooLong)));
+        assert!(matches!(Hasher::new(1, PasswordCost::default()).hash(&long).await, Err(PasswordError::TooLong)));
     }
 }

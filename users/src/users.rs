@@ -12,7 +12,7 @@ use crate::{
     cache::Cache,
     changes::LastChanges,
     last_seen::Seen,
-    passwords::Hasher,
+    passwords::{Hasher, PasswordCost},
     presence::{Presence, PresenceOptions},
     profiles::Profile,
     sessions::CachedToken,
@@ -51,6 +51,8 @@ pub struct Options {
     pub uia_lifetime: Duration,
     /// Passwords hashed at one time; each takes 19 MiB and a core.
     pub hashing_threads: usize,
+    /// What hashing a password costs.
+    pub password_cost: PasswordCost,
     /// How presence behaves.
     pub presence: PresenceOptions,
 }
@@ -65,6 +67,7 @@ impl Options {
             login_token_lifetime: Duration::from_secs(120),
             uia_lifetime: Duration::from_secs(30 * 60),
             hashing_threads: std::thread::available_parallelism().map_or(1, usize::from),
+            password_cost: PasswordCost::default(),
             presence: PresenceOptions::default(),
         }
     }
@@ -123,7 +126,7 @@ impl Users {
         let floor = store.watermark();
         let users = Self {
             inner: Arc::new(Inner {
-                hasher: Hasher::new(options.hashing_threads),
+                hasher: Hasher::new(options.hashing_threads, options.password_cost),
                 uia: UiaSessions::new(options.uia_lifetime),
                 tokens: Cache::new(CACHED_TOKENS),
                 accounts: Cache::new(CACHED_ACCOUNTS),
