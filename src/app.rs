@@ -12,14 +12,14 @@ use hearth_dag::{Keypair, LocalServers, Signer};
 use hearth_federation::{KeyError, load_or_create_key};
 use hearth_store::{Commit, CommitError, Store, StoreError, StoreOptions};
 use hearth_users::{AuthenticateError, Options, PasswordCost, PresenceOptions, Users};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use ruma::{OwnedServerName, ServerName};
 
 use crate::{
     clock::now_ms,
     config::Config,
-    tables::{SERVER, ServerRecord},
     http::{LocalUser, MatrixError, Shutdown, client_address::ClientAddress, rate_limit::RateLimits},
+    tables::{SERVER, ServerRecord},
 };
 
 /// All parts of a running server, cheap to clone.
@@ -101,7 +101,9 @@ pub enum OpenError {
     #[error("the store cannot be read: {0}")]
     Read(#[from] StoreError),
     /// Another name than the data's.
-    #[error("this data belongs to the server {stored}; it cannot be served as {configured} (key \"server_name\")")]
+    #[error(
+        "this data belongs to the server {stored}; it cannot be served as {configured} (key \"server_name\")"
+    )]
     OtherServer {
         /// Whose data it is.
         stored: String,
@@ -156,7 +158,6 @@ impl App {
         &self,
         token: &str,
         client: ClientAddress,
-        _headers: &HeaderMap,
         also_locked: bool,
     ) -> Result<LocalUser, MatrixError> {
         let who = self.users.authenticate(token).await.map_err(|error| match error {
@@ -168,17 +169,12 @@ impl App {
         })?;
         let account = who.account();
         if account.locked && !also_locked {
-            let locked = MatrixError::new(StatusCode::UNAUTHORIZED, "M_USER_LOCKED", "this account is locked");
+            let locked =
+                MatrixError::new(StatusCode::UNAUTHORIZED, "M_USER_LOCKED", "this account is locked");
             return Err(locked.with("soft_logout", true));
         }
         self.users.seen(&who, client.0);
-        Ok(LocalUser {
-            user_id: who.user_id().clone(),
-            device_id: who.device_id().clone(),
-            is_admin: account.admin,
-            is_suspended: account.suspended,
-            token_hash: who.token_hash().to_bytes(),
-        })
+        Ok(LocalUser::of(who))
     }
 }
 

@@ -11,3 +11,5 @@ pub mod http;
 pub mod push;
 pub mod server;
 pub mod tables;
+#[doc(hidden)]
+pub mod testing;

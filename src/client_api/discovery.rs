@@ -25,8 +25,8 @@ pub fn routes(routes: &mut Routes) {
 /// Versions of the specification whose every endpoint that clients look for works here. Old ones stay: clients refuse
 /// servers without any that they know.
 const VERSIONS: &[&str] = &[
-    "r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4",
-    "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
+    "r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3",
+    "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
 ];
 
 /// Features beyond the claimed versions. A value is true or false; clients also look at false ones.

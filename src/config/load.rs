@@ -88,8 +88,7 @@ fn override_key(
     let unknown = || {
         let dotted = path.join(".");
         let nearest = nearest(&dotted, &dotted_keys(keys, ""));
-        let nearest =
-            nearest.map(|key| format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase()));
+        let nearest = nearest.map(|key| format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase()));
         ConfigError::UnknownKey { key: name.to_owned(), nearest }
     };
     let mut default = None;
@@ -98,10 +97,8 @@ fn override_key(
         default = Some(level.and_then(|level| level.get(part)).ok_or_else(unknown)?);
         level = default.and_then(Value::as_table);
     }
-    let value = read_as(default.ok_or_else(unknown)?, text).map_err(|problem| ConfigError::Value {
-        key: name.to_owned(),
-        problem,
-    })?;
+    let value = read_as(default.ok_or_else(unknown)?, text)
+        .map_err(|problem| ConfigError::Value { key: name.to_owned(), problem })?;
     let (last, sections) = path.split_last().ok_or_else(unknown)?;
     let mut level = table;
     for section in sections {
@@ -132,11 +129,9 @@ fn check(table: Table, keys: &Table) -> Result<Config, ConfigError> {
     refuse_unknown(&table, keys, "", keys)?;
     let mut whole = keys.clone();
     lay_over(&mut whole, table);
-    let config: Config =
-        serde_path_to_error::deserialize(Value::Table(whole)).map_err(|error| ConfigError::Value {
-            key: error.path().to_string(),
-            problem: error.into_inner().message().to_owned(),
-        })?;
+    let config: Config = serde_path_to_error::deserialize(Value::Table(whole)).map_err(|error| {
+        ConfigError::Value { key: error.path().to_string(), problem: error.into_inner().message().to_owned() }
+    })?;
     check_values(&config)?;
     Ok(config)
 }

@@ -15,11 +15,11 @@ use ipnet::IpNet;
 use ruma::{OwnedServerName, RoomVersionId, server_name};
 use serde::{Deserialize, Serialize};
 
+use self::values::empty_is_none;
 pub use self::{
     load::ConfigError,
     values::{ByteSize, Period},
 };
-use self::values::empty_is_none;
 use crate::http::{
     RateClass,
     rate_limit::{Rate, Rates},

@@ -91,7 +91,8 @@ impl FromStr for Period {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (number, unit) = split(text);
-        let wrong = || format!("\"{text}\" is not a length of time such as \"30s\", \"5m\", \"24h\" or \"7d\"");
+        let wrong =
+            || format!("\"{text}\" is not a length of time such as \"30s\", \"5m\", \"24h\" or \"7d\"");
         let unit_ms: u64 = match unit {
             "ms" => 1,
             "s" => 1000,

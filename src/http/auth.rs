@@ -1,13 +1,14 @@
 //! Who asks: the access token of a request, checked by the dispatcher before anything else is read.
 
 use axum::extract::{FromRequestParts, OptionalFromRequestParts};
+use hearth_users::Authenticated;
 use http::{HeaderMap, Uri, header, request::Parts};
 use ruma::{OwnedDeviceId, OwnedUserId};
 
 use super::MatrixError;
 
 /// A local user with a good access token. A handler that names it is only reached with one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct LocalUser {
     /// Who asks.
     pub user_id: OwnedUserId,
@@ -17,8 +18,21 @@ pub struct LocalUser {
     pub is_admin: bool,
     /// Whether the account is suspended: it may read, leave and redact its own.
     pub is_suspended: bool,
-    /// The SHA-256 hash under which the token is stored.
-    pub token_hash: [u8; 32],
+    /// The session, for those who change it.
+    pub session: Authenticated,
+}
+
+impl LocalUser {
+    /// The bearer of a session.
+    pub fn of(session: Authenticated) -> Self {
+        Self {
+            user_id: session.user_id().clone(),
+            device_id: session.device_id().clone(),
+            is_admin: session.account().admin,
+            is_suspended: session.account().suspended,
+            session,
+        }
+    }
 }
 
 impl<S: Sync> FromRequestParts<S> for LocalUser {

@@ -192,7 +192,7 @@ impl Dispatcher {
                 Auth::Optional | Auth::None => Ok(None),
             };
         };
-        let user = self.app.authenticate(token, client, headers, route.when_locked).await?;
+        let user = self.app.authenticate(token, client, route.when_locked).await?;
         if user.is_suspended && route.when_suspended == WhenSuspended::Refused {
             return Err(MatrixError::new(
                 StatusCode::FORBIDDEN,
@@ -214,8 +214,7 @@ impl Dispatcher {
     fn request_id(&self, given: Option<&HeaderValue>) -> String {
         // A proxy's id is taken over if it is a harmless one.
         let given = given.and_then(|value| value.to_str().ok());
-        let harmless =
-            given.filter(|id| id.len() <= 64 && id.bytes().all(|byte| byte.is_ascii_graphic()));
+        let harmless = given.filter(|id| id.len() <= 64 && id.bytes().all(|byte| byte.is_ascii_graphic()));
         harmless.map(str::to_owned).unwrap_or_else(|| {
             self.next_request_id.fetch_add(1, std::sync::atomic::Ordering::Relaxed).to_string()
         })

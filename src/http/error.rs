@@ -159,6 +159,13 @@ impl From<IntoHttpError> for MatrixError {
     }
 }
 
+/// The store failed: nobody's fault outside.
+impl From<hearth_store::StoreError> for MatrixError {
+    fn from(error: hearth_store::StoreError) -> Self {
+        Self::internal(error)
+    }
+}
+
 impl MatrixError {
     /// The refusal of a body that could not be read, by what is wrong with it.
     pub fn from_json(error: &serde_json::Error) -> Self {

@@ -25,7 +25,7 @@ pub use self::{
     error::MatrixError,
     rate_limit::RateClass,
     route::{Auth, BodyLimit, Route, Routes, Specimen},
-    ruma_types::{ApiResult, JsonBody, RawBody, RequestFacts, Ruma},
+    ruma_types::{ApiResult, JsonBody, PathArgs, Query, RawBody, RequestFacts, Ruma},
     shutdown::Shutdown,
 };
 

@@ -10,10 +10,8 @@ use axum::{
 };
 use http::{StatusCode, header, request::Parts};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use ruma::api::{
-    IncomingRequest, IncomingRequestExt as _, OutgoingResponse, OutgoingResponseExt as _,
-};
-use serde::de::DeserializeOwned;
+use ruma::api::{IncomingRequest, IncomingRequestExt as _, OutgoingResponse, OutgoingResponseExt as _};
+use serde::de::{DeserializeOwned, value::SeqDeserializer};
 
 use super::{APPLICATION_JSON, MatrixError, client_address::ClientAddress, route::Route};
 
@@ -77,8 +75,10 @@ where
 
     async fn from_request(request: Request, _: &S) -> Result<Self, MatrixError> {
         let (mut parts, body) = request.into_parts();
-        let facts =
-            parts.extensions.remove::<RequestFacts>().ok_or_else(|| MatrixError::unrecognized("unrecognized request"))?;
+        let facts = parts
+            .extensions
+            .remove::<RequestFacts>()
+            .ok_or_else(|| MatrixError::unrecognized("unrecognized request"))?;
         // Answers to GET and HEAD never depend on a body, whatever a client attaches.
         let reads_body = parts.method != http::Method::GET && parts.method != http::Method::HEAD;
         let body = if reads_body { read_body(body, facts.body_limit).await? } else { Bytes::new() };
@@ -108,6 +108,35 @@ impl<T: OutgoingResponse> IntoResponse for Ruma<T> {
             }
             Err(error) => MatrixError::from(error).into_response(),
         }
+    }
+}
+
+/// The path's parameters, where ruma's request is not used: a tuple of ids and strings.
+#[derive(Debug, Clone)]
+pub struct PathArgs<T>(pub T);
+
+impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for PathArgs<T> {
+    type Rejection = MatrixError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MatrixError> {
+        let args = facts(parts)?.path_args.iter().map(String::as_str);
+        let args = SeqDeserializer::<_, serde::de::value::Error>::new(args);
+        T::deserialize(args).map(PathArgs).map_err(|error| MatrixError::invalid_param(error.to_string()))
+    }
+}
+
+/// The query string, where ruma's request is not used.
+#[derive(Debug, Clone)]
+pub struct Query<T>(pub T);
+
+impl<S: Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = MatrixError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MatrixError> {
+        let query = parts.uri.query().unwrap_or_default();
+        serde_html_form::from_str(query)
+            .map(Query)
+            .map_err(|error| MatrixError::from_query(&error.to_string()))
     }
 }
 

@@ -1,0 +1,277 @@
+//! Whole servers in one process, for tests: on the memory store, callable without sockets or with them.
+//! Nothing here is reachable from the binary.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::body::{Body, Bytes};
+use hearth_dag::Keypair;
+use hearth_store::{Order, Scan, Store};
+use hearth_users::{NewAccount, NewSession};
+use http::{HeaderMap, Method, Request, StatusCode, header};
+use http_body_util::BodyExt as _;
+use ruma::{OwnedDeviceId, OwnedUserId, UserId, server_name};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    app::App,
+    config::Config,
+    http::{Dispatcher, Shutdown},
+    server::{self, Front, Listeners},
+};
+
+/// A server that nobody else can reach. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct TestServer {
+    front: Front,
+    /// Its parts.
+    pub app: App,
+    next: Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// An answer, read to its end.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// A local user on one device.
+#[derive(Clone)]
+pub struct TestUser {
+    /// Where.
+    pub server: TestServer,
+    /// Who.
+    pub user_id: OwnedUserId,
+    /// On which device.
+    pub device_id: OwnedDeviceId,
+    /// The access token.
+    pub token: String,
+}
+
+impl Answer {
+    /// The body as JSON; null if it is none.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or(Value::Null)
+    }
+
+    /// The JSON of a 200 answer.
+    #[track_caller]
+    pub fn ok(&self) -> Value {
+        assert_eq!(self.status, StatusCode::OK, "{}", String::from_utf8_lossy(&self.body));
+        self.json()
+    }
+
+    /// Checks that it is this refusal, and gives its JSON.
+    #[track_caller]
+    pub fn refused(&self, status: u16, errcode: &str) -> Value {
+        let json = self.json();
+        let got = (self.status.as_u16(), json["errcode"].as_str().unwrap_or_default());
+        assert_eq!(got, (status, errcode), "{}", String::from_utf8_lossy(&self.body));
+        json
+    }
+}
+
+impl TestServer {
+    /// A server named `hearth.test` with open registration and no rate limits.
+    pub async fn start() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    /// The same with its configuration changed.
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config { server_name: server_name!("hearth.test").to_owned(), ..Config::default() };
+        config.registration.open = true;
+        config.rate_limits.enabled = false;
+        change(&mut config);
+        Self::on(config, Store::memory().await).await
+    }
+
+    /// A server on a store that may hold something already.
+    pub async fn on(config: Config, store: Store) -> Self {
+        let key =
+            Keypair::new(config.server_name.clone(), "test", &[7; 32]).expect("the version is a good one");
+        let app =
+            App::on(Arc::new(config), store, key, Shutdown::default()).await.expect("the store is good");
+        let dispatcher = Dispatcher::new(app.clone(), &server::routes()).expect("the route table is good");
+        Self { front: Front::over(dispatcher), app, next: Arc::default() }
+    }
+
+    /// Sends a request as it is.
+    pub async fn send(&self, request: Request<Body>) -> Answer {
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let response = self.front.handle(request, peer).await;
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.expect("answers are read whole").to_bytes();
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    /// Sends a request with a token and a JSON body, either or none.
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        body: Option<Value>,
+    ) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        self.send(request.body(Body::from(body)).expect("the path is a good one")).await
+    }
+
+    /// Listens on a free port of 127.0.0.1 until the server is stopped.
+    pub async fn listen(&self) -> SocketAddr {
+        let config = Config { bind: vec![SocketAddr::from(([127, 0, 0, 1], 0))], ..Config::default() };
+        let listeners = Listeners::bind(&config).await.expect("there is a free port");
+        let address = listeners.addresses()[0];
+        let (front, shutdown) = (self.front.clone(), self.app.shutdown.clone());
+        tokio::spawn(server::serve(listeners, front, 1024, shutdown));
+        address
+    }
+
+    /// A new user with a session; no password is hashed.
+    pub async fn user(&self, localpart: &str) -> TestUser {
+        self.make_user(localpart, false).await
+    }
+
+    /// A new administrator.
+    pub async fn admin(&self, localpart: &str) -> TestUser {
+        self.make_user(localpart, true).await
+    }
+
+    async fn make_user(&self, localpart: &str, admin: bool) -> TestUser {
+        let user_id = UserId::parse(format!("@{localpart}:{}", self.app.config.server_name));
+        let user_id = user_id.expect("the localpart is a good one");
+        let mut account = NewAccount::person(user_id.clone(), None);
+        account.admin = admin;
+        account.displayname = Some(localpart.to_owned());
+        self.app.users.create_account(account, None).await.expect("the name is free");
+        self.device(&user_id, &format!("{}DEVICE", localpart.to_uppercase())).await
+    }
+
+    /// A session of a user on a device.
+    pub async fn device(&self, user_id: &UserId, device_id: &str) -> TestUser {
+        let new = NewSession {
+            user_id: user_id.to_owned(),
+            device_id: Some(device_id.into()),
+            display_name: None,
+            refreshable: false,
+        };
+        let session = self.app.users.start_session(new).await.expect("the user is there");
+        TestUser {
+            server: self.clone(),
+            user_id: session.user_id,
+            device_id: session.device_id,
+            token: session.access_token,
+        }
+    }
+
+    /// A number that was not given out before.
+    pub fn fresh(&self) -> u64 {
+        self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// What stands for all that the store holds: equal before and after a refusal.
+    pub async fn digest(&self) -> String {
+        self.app.store.settled().await;
+        let mut hash = Sha256::new();
+        let mut start: Vec<u8> = Vec::new();
+        loop {
+            let scan = Scan { start: &start, end: &[0xff; 8], order: Order::Forward, limit: 1000 };
+            let rows = self.app.store.scan(scan).await.expect("the store can be read");
+            for (key, value) in &rows {
+                hash.update(key.len().to_be_bytes());
+                hash.update(&key[..]);
+                hash.update(value.len().to_be_bytes());
+                hash.update(&value[..]);
+            }
+            match rows.last() {
+                Some((last, _)) if rows.len() == 1000 => start = [last, &[0][..]].concat(),
+                _ => break,
+            }
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// A path's part, percent-encoded.
+pub fn encoded(part: &str) -> String {
+    percent_encoding::utf8_percent_encode(part, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+impl TestUser {
+    /// `GET` with the user's token.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.server.request(Method::GET, path, Some(&self.token), None).await
+    }
+
+    /// `PUT` with the user's token.
+    pub async fn put(&self, path: &str, body: Value) -> Answer {
+        self.server.request(Method::PUT, path, Some(&self.token), Some(body)).await
+    }
+
+    /// `POST` with the user's token.
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.server.request(Method::POST, path, Some(&self.token), Some(body)).await
+    }
+
+    /// `DELETE` with the user's token.
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.server.request(Method::DELETE, path, Some(&self.token), None).await
+    }
+
+    /// Makes a room and gives its id.
+    pub async fn creates_a_room(&self, body: Value) -> String {
+        let created = self.post("/_matrix/client/v3/createRoom", body).await.ok();
+        created["room_id"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Makes a room that everybody may join.
+    pub async fn creates_a_public_room(&self) -> String {
+        self.creates_a_room(json!({ "preset": "public_chat" })).await
+    }
+
+    /// Joins a room by id or alias.
+    pub async fn joins(&self, room: &str) {
+        self.post(&format!("/_matrix/client/v3/join/{}", encoded(room)), json!({})).await.ok();
+    }
+
+    /// Invites another user.
+    pub async fn invites(&self, room: &str, other: &TestUser) {
+        let path = format!("/_matrix/client/v3/rooms/{}/invite", encoded(room));
+        self.post(&path, json!({ "user_id": other.user_id })).await.ok();
+    }
+
+    /// Leaves a room.
+    pub async fn leaves(&self, room: &str) {
+        self.post(&format!("/_matrix/client/v3/rooms/{}/leave", encoded(room)), json!({})).await.ok();
+    }
+
+    /// Sends an event and gives its id.
+    pub async fn sends(&self, room: &str, kind: &str, content: Value) -> String {
+        let txn = self.server.fresh();
+        let path = format!("/_matrix/client/v3/rooms/{}/send/{kind}/t{txn}", encoded(room));
+        let sent = self.put(&path, content).await.ok();
+        sent["event_id"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Sends a text message and gives its event id.
+    pub async fn says(&self, room: &str, text: &str) -> String {
+        self.sends(room, "m.room.message", json!({ "msgtype": "m.text", "body": text })).await
+    }
+
+    /// Sets state and gives the event id.
+    pub async fn sets(&self, room: &str, kind: &str, state_key: &str, content: Value) -> String {
+        let (room, state_key) = (encoded(room), encoded(state_key));
+        let path = format!("/_matrix/client/v3/rooms/{room}/state/{kind}/{state_key}");
+        let sent = self.put(&path, content).await.ok();
+        sent["event_id"].as_str().unwrap_or_default().to_owned()
+    }
+}
