@@ -56,7 +56,7 @@ async def devices_are_deleted_with_the_password():
     anna, _ = await cast()
     victims = [Device(await log_in(anna.id)) for _ in range(2)]
     ids = [victim.device_id for victim in victims]
-    asked = await ok(anna.desk.client.delete_devices(ids))
+    asked = await anna.desk.client.delete_devices(ids)
     assert isinstance(asked, DeleteDevicesAuthResponse), asked
     assert any("m.login.password" in flow["stages"] for flow in asked.flows), asked.flows
     auth = {
