@@ -1,1 +1,43 @@
-//! Hearth rooms.
+//! What happens in rooms: events, state, timelines, membership.
+//! * Writing decides in a lane per room (`lane.rs`) and is answered when durable; the data model is `tables.rs`.
+//! * Reading (`read`) goes by positions and snapshots, and never waits for a lane.
+//! * Rooms do not fetch and do not send: `receive` says what is missing, followers read what a commit left.
+//! * Facts of users (profiles, who ignores whom) come in as values.
+
+mod append;
+mod auth_index;
+mod content;
+mod errors;
+mod event_row;
+mod events;
+mod head;
+mod ids;
+mod kind;
+mod lane;
+pub mod read;
+mod redaction;
+mod relations;
+mod rooms;
+mod seams;
+mod send;
+mod snapshot;
+pub mod tables;
+mod turn;
+mod view;
+
+pub use auth_index::Reach;
+pub use content::MemberContent;
+pub use errors::WriteError;
+pub use event_row::{EventHeader, EventRow, Relation, SentBy};
+pub use events::{Events, RoomInfo, StoredEvent};
+pub use ids::{
+    EventKey, EventSn, NodeRef, RecordSn, RoomSn, SnapshotId, StateKeySn, TimelineOrder, user_topic,
+};
+pub use kind::Kind;
+pub use redaction::redacted_because;
+pub use relations::annotation_key;
+pub use rooms::{Rooms, RoomsOptions};
+pub use seams::{Clock, SystemClock};
+pub use send::{Send, SendError, Sent, Txn};
+pub use snapshot::{Snapshots, StateChange};
+pub use tables::{Membership, RelType, Residency, Status};

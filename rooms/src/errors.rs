@@ -1,0 +1,23 @@
+//! What every write to a room can meet. Each operation has its own enum around it.
+
+use hearth_dag::{BuildError, Rejection};
+use hearth_store::StoreError;
+
+/// Why nothing was written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum WriteError {
+    #[error("there is no such room here")]
+    UnknownRoom,
+    /// None of our users is joined: a resident server has to be asked.
+    #[error("this server is not in the room")]
+    NotResident,
+    #[error("the room's rules forbid it: {0}")]
+    Forbidden(#[from] Rejection),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// Others changed the room again and again before we could.
+    #[error("the room is too busy")]
+    Busy,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

@@ -1,0 +1,262 @@
+//! A lane per room: its events are decided one at a time, on a head that may be ahead of the disk.
+//! * Whoever holds the lane decides, submits one commit, and lets the next one in before that commit is durable;
+//!   it is answered after.
+//! * The lane is for speed; each commit's precondition on the head's version is for truth, also between nodes. If one
+//!   fails, all that were built on it fail, and each decides again.
+//! * A head that was lost (refused commit, cancelled request, failed read) is read again when all commits are done.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use hearth_store::{Commit, CommitError, Committed, Pending, StoreError};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::errors::WriteError;
+use crate::events::RoomInfo;
+use crate::head::Head;
+use crate::ids::RoomSn;
+use crate::rooms::Rooms;
+use crate::turn::Turn;
+use crate::view::Overlay;
+
+/// Lanes that are kept, with their heads. More only while they are in use.
+const LANES_MAX: usize = 2048;
+/// How often a decision is made again because of a conflict.
+const TRIES: usize = 8;
+
+pub(crate) struct Lane {
+    head: tokio::sync::Mutex<Option<Head>>,
+    submitted: AtomicU64,
+    done: watch::Sender<u64>,
+    /// A commit was refused: the head in memory is not what the store has.
+    broken: AtomicBool,
+    used: AtomicBool,
+}
+
+impl Lane {
+    fn new(head: Option<Head>) -> Arc<Self> {
+        Arc::new(Lane {
+            head: tokio::sync::Mutex::new(head),
+            submitted: AtomicU64::new(0),
+            done: watch::Sender::new(0),
+            broken: AtomicBool::new(false),
+            used: AtomicBool::new(true),
+        })
+    }
+
+    /// Waits until all that was submitted is durable or refused.
+    pub(crate) async fn settled(&self) {
+        let goal = self.submitted.load(Ordering::SeqCst);
+        // The sender lives as long as this lane.
+        let _ = self.done.subscribe().wait_for(|done| *done >= goal).await;
+    }
+
+    fn is_idle(&self) -> bool {
+        *self.done.borrow() >= self.submitted.load(Ordering::SeqCst)
+    }
+}
+
+/// All lanes.
+#[derive(Default)]
+pub(crate) struct Lanes {
+    lanes: Mutex<HashMap<RoomSn, Arc<Lane>>>,
+}
+
+impl Lanes {
+    fn of(&self, room: RoomSn) -> Arc<Lane> {
+        let mut lanes = self.lanes.lock();
+        if let Some(lane) = lanes.get(&room) {
+            lane.used.store(true, Ordering::Relaxed);
+            return lane.clone();
+        }
+        self.make_space(&mut lanes);
+        lanes.entry(room).or_insert_with(|| Lane::new(None)).clone()
+    }
+
+    pub(crate) fn add(&self, head: Head) -> Arc<Lane> {
+        let mut lanes = self.lanes.lock();
+        self.make_space(&mut lanes);
+        let room = head.room.sn;
+        let lane = Lane::new(Some(head));
+        lanes.insert(room, lane.clone());
+        lane
+    }
+
+    /// Drops lanes that nobody uses and that were not used since the last time.
+    fn make_space(&self, lanes: &mut HashMap<RoomSn, Arc<Lane>>) {
+        if lanes.len() < LANES_MAX {
+            return;
+        }
+        lanes.retain(|_, lane| {
+            Arc::strong_count(lane) > 1 || !lane.is_idle() || lane.used.swap(false, Ordering::Relaxed)
+        });
+    }
+}
+
+/// What a lane decides: an operation with all that it needs.
+pub(crate) trait Act: Sync {
+    type Output: Send;
+    type Error: From<WriteError> + Send;
+
+    /// Decides on the turn's head. Writes nothing: no commit. Before its first write it may refuse; the head stays.
+    fn decide(&self, turn: &mut Turn) -> impl Future<Output = Result<Self::Output, Self::Error>> + Send;
+
+    /// Whether it also runs where we are not resident.
+    fn anywhere(&self) -> bool {
+        false
+    }
+}
+
+/// A decision that is durable.
+pub(crate) struct Done<T> {
+    pub(crate) output: T,
+    /// None if nothing had to be written.
+    pub(crate) committed: Option<Committed>,
+}
+
+impl Rooms {
+    /// Lets `act` decide in the room's lane, until its commit is durable or it refuses.
+    pub(crate) async fn decide<A: Act>(
+        &self,
+        room: &Arc<RoomInfo>,
+        act: &A,
+        also: &Commit,
+    ) -> Result<Done<A::Output>, A::Error> {
+        let lane = self.lanes().of(room.sn);
+        for _ in 0..TRIES {
+            let mut held = lane.head.lock().await;
+            if lane.broken.swap(false, Ordering::SeqCst) {
+                *held = None;
+            }
+            // Taken out: whatever ends this function early leaves none behind.
+            let head = match held.take() {
+                Some(head) => head,
+                None => {
+                    lane.settled().await;
+                    lane.broken.store(false, Ordering::SeqCst);
+                    let head = Head::load(self.store(), self.events(), room.clone()).await;
+                    head.map_err(WriteError::from)?.ok_or(WriteError::UnknownRoom)?
+                }
+            };
+            if !act.anywhere() && !head.is_resident() {
+                *held = Some(head);
+                return Err(WriteError::NotResident.into());
+            }
+            let mut turn = Turn::new(self.clone(), head);
+            let output = match act.decide(&mut turn).await {
+                Ok(output) => output,
+                Err(refusal) => {
+                    if !turn.has_written() {
+                        *held = Some(turn.head);
+                    }
+                    return Err(refusal);
+                }
+            };
+            if !turn.has_written() {
+                *held = Some(turn.head);
+                drop(held);
+                // What it saw may not be durable yet.
+                lane.settled().await;
+                if lane.broken.load(Ordering::SeqCst) {
+                    continue;
+                }
+                if !also.is_empty() {
+                    match self.store().commit(also.clone()).await {
+                        Ok(committed) => return Ok(Done { output, committed: Some(committed) }),
+                        Err(CommitError::Conflict) => continue,
+                        Err(CommitError::Store(error)) => return Err(WriteError::from(error).into()),
+                    }
+                }
+                return Ok(Done { output, committed: None });
+            }
+            let (head, settling) = self.submit(turn, also.clone(), &lane);
+            *held = Some(head);
+            drop(held);
+            match settling.await_done().await {
+                Ok(committed) => return Ok(Done { output, committed: Some(committed) }),
+                Err(CommitError::Conflict) => continue,
+                Err(CommitError::Store(error)) => return Err(WriteError::from(error).into()),
+            }
+        }
+        Err(WriteError::Busy.into())
+    }
+
+    /// Makes a new room of a turn that nobody else knows of.
+    pub(crate) async fn found(&self, turn: Turn, also: Commit) -> Result<Committed, CommitError> {
+        let room = turn.head.room.sn;
+        let lane = Lane::new(None);
+        let (head, settling) = self.submit(turn, also, &lane);
+        let committed = settling.await_done().await?;
+        drop(lane);
+        debug_assert_eq!(head.room.sn, room);
+        self.lanes().add(head);
+        Ok(committed)
+    }
+
+    fn submit(&self, turn: Turn, also: Commit, lane: &Arc<Lane>) -> (Head, Settling) {
+        let (head, mut commit, rows) = turn.finish();
+        if !also.is_empty() {
+            commit.merge(also);
+        }
+        let sequence = self.next_sequence();
+        let keys = self.overlay().insert(sequence, rows);
+        lane.submitted.fetch_add(1, Ordering::SeqCst);
+        let pending = self.store().submit(commit);
+        let after = After { lane: lane.clone(), overlay: self.overlay().clone(), sequence, keys };
+        (head, Settling(Some((pending, after))))
+    }
+
+    /// Waits until nothing of a room is on its way to the disk.
+    pub(crate) async fn settled(&self, room: RoomSn) {
+        self.lanes().of(room).settled().await;
+    }
+}
+
+/// What is to be done when a commit is durable or refused.
+struct After {
+    lane: Arc<Lane>,
+    overlay: Overlay,
+    sequence: u64,
+    keys: Vec<Vec<u8>>,
+}
+
+impl After {
+    fn run(self, result: &Result<Committed, CommitError>) {
+        if result.is_err() {
+            self.lane.broken.store(true, Ordering::SeqCst);
+        }
+        self.overlay.remove(self.sequence, &self.keys);
+        self.lane.done.send_modify(|done| *done += 1);
+    }
+}
+
+/// A commit on its way. If the one who waits goes away, a task takes over.
+struct Settling(Option<(Pending, After)>);
+
+impl Settling {
+    async fn await_done(mut self) -> Result<Committed, CommitError> {
+        let result = match &mut self.0 {
+            Some((pending, _)) => pending.await,
+            None => Err(StoreError::Closed.into()),
+        };
+        if let Some((_, after)) = self.0.take() {
+            after.run(&result);
+        }
+        result
+    }
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        let Some((pending, after)) = self.0.take() else { return };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(async move {
+                let result = pending.await;
+                after.run(&result);
+            })),
+            Err(_) => after.run(&Err(StoreError::Closed.into())),
+        }
+    }
+}

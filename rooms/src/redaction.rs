@@ -1,0 +1,220 @@
+//! Redactions: found by their target's id, in force at once, and later in the bytes too.
+//! * A redaction may come before its target; its right is checked when both are there.
+//! * The mark on the target is written in the commit that brings both together; readers go by the mark.
+//! * A follower then replaces the stored body by its redacted form. This goes one way and may be repeated.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hearth_dag::redact;
+use hearth_store::{Commit, Order, StoreError};
+
+use crate::content;
+use crate::errors::WriteError;
+use crate::event_row::MAX_INLINE_BODY;
+use crate::events::StoredEvent;
+use crate::ids::{EventKey, EventSn, RoomSn};
+use crate::lane::Act;
+use crate::rooms::Rooms;
+use crate::send::may_redact;
+use crate::tables::*;
+use crate::turn::Turn;
+
+/// Targets that the follower takes up at once.
+const AT_ONCE: usize = 100;
+/// Redactions of one target that are looked at when it comes.
+const REDACTIONS_OF_ONE: usize = 100;
+/// How long the follower waits after a failure.
+const PAUSE: Duration = Duration::from_secs(5);
+
+impl Turn {
+    /// A redaction is in the room: marks its target, or waits for it.
+    pub(crate) async fn apply_redaction(&mut self, redaction: &StoredEvent) -> Result<(), WriteError> {
+        let Some(target_id) = redaction.pdu.redacts().map(ToOwned::to_owned) else { return Ok(()) };
+        let room = self.head.room.sn;
+        let key = (room, EventKey::new(&target_id), redaction.sn);
+        let Some(target) = self.event_number(&target_id).await? else {
+            self.put(&REDACTIONS, &key, RedactionRow::Waiting);
+            return Ok(());
+        };
+        let row = match self.redact(redaction, target).await? {
+            true => RedactionRow::InForce,
+            false => RedactionRow::Refused,
+        };
+        self.put(&REDACTIONS, &key, row);
+        Ok(())
+    }
+
+    /// An event came: applies the redactions that waited for it.
+    pub(crate) async fn apply_waiting_redactions(&mut self, target: &StoredEvent) -> Result<(), WriteError> {
+        let room = self.head.room.sn;
+        let range = REDACTIONS.prefix(&(room, EventKey::new(&target.header.event_id)));
+        let waiting = self.rooms.store().range(&REDACTIONS, range, Order::Forward, REDACTIONS_OF_ONE).await?;
+        for (key, row) in waiting {
+            if row != RedactionRow::Waiting {
+                continue;
+            }
+            let redaction = self.event(key.2).await?;
+            let row = match self.redact(&redaction, target.sn).await? {
+                true => RedactionRow::InForce,
+                false => RedactionRow::Refused,
+            };
+            self.put(&REDACTIONS, &key, row);
+        }
+        Ok(())
+    }
+
+    /// Marks `target` as redacted, if the redaction has a right to it. Says whether it has.
+    async fn redact(&mut self, redaction: &StoredEvent, target: EventSn) -> Result<bool, WriteError> {
+        let room = self.room();
+        let (_, power, _) = self.facts().await?;
+        let target = self.event(target).await?;
+        if target.header.kind == "m.room.create" || !may_redact(&room, &redaction.pdu, &target.pdu, &power) {
+            return Ok(false);
+        }
+        let mut status = self.status(target.sn).await?;
+        if status.redacted_by.is_some() {
+            return Ok(true);
+        }
+        let facts = content::facts(target.header.kind.as_str(), target.pdu.content_json());
+        if let Some(relates) = &facts.relation {
+            self.unrelate(&target, relates).await?;
+        }
+        status.redacted_by = Some(redaction.sn);
+        self.put_status(target.sn, status);
+        self.commit.put(&TO_REDACT, &(room.sn, target.sn), &());
+        if target.header.kind == "m.room.member" {
+            self.hide_profile(&target).await?;
+        }
+        self.head.state_changed(&target.header.kind);
+        Ok(true)
+    }
+
+    /// Names and pictures of a redacted member event leave the list of members.
+    async fn hide_profile(&mut self, target: &StoredEvent) -> Result<(), WriteError> {
+        let room = self.head.room.sn;
+        let Some(user) = target.pdu.state_key() else { return Ok(()) };
+        let key = (room, user.to_owned());
+        if let Some(mut row) = self.get(&MEMBERS, &key).await?
+            && row.value.event == target.sn
+        {
+            row.value.display_name = None;
+            row.value.avatar_url = None;
+            self.put(&MEMBERS, &key, row);
+        }
+        Ok(())
+    }
+}
+
+/// Replaces the body of one event by its redacted form.
+struct Replace {
+    target: EventSn,
+}
+
+impl Act for Replace {
+    type Output = ();
+    type Error = WriteError;
+
+    fn anywhere(&self) -> bool {
+        true
+    }
+
+    async fn decide(&self, turn: &mut Turn) -> Result<(), WriteError> {
+        let room = turn.room();
+        let key = (room.sn, self.target);
+        let row = turn.get(&EVENTS, &key).await?;
+        let mut status = turn.status(self.target).await?;
+        let Some(mut row) = row else { return Ok(()) };
+        if row.position.is_slot() {
+            // Its own commit is not done; the follower comes again.
+            return Err(WriteError::Busy);
+        }
+        if status.redacted_by.is_some() && !status.body_redacted {
+            let event = turn.event(self.target).await?;
+            // Redacting what is redacted changes nothing.
+            let redacted = redact(room.rules, &event.pdu);
+            status.body_redacted = true;
+            turn.commit.delete(&LARGE_BODIES, &key);
+            row.header.large = redacted.bytes().len() > MAX_INLINE_BODY;
+            row.body = redacted.bytes().clone();
+            if row.header.large {
+                turn.put(&LARGE_BODIES, &key, hearth_store::Blob(redacted.bytes().clone()));
+                row.body = Bytes::new();
+            }
+            turn.put_event(self.target, row);
+            turn.put_status(self.target, status);
+        }
+        turn.commit.delete(&TO_REDACT, &key);
+        Ok(())
+    }
+}
+
+impl Rooms {
+    /// Starts the follower that makes redactions lasting. It ends with the last other clone.
+    pub(crate) fn follow_redactions(self) {
+        let rooms = self;
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let weak = rooms.downgrade();
+        let store = rooms.store().clone();
+        drop(rooms);
+        runtime.spawn(async move {
+            let mut watch = store.watch();
+            loop {
+                let Some(rooms) = weak.upgrade() else { return };
+                let done = rooms.replace_redacted().await;
+                if let Err(error) = &done {
+                    tracing::warn!(%error, "replacing the bodies of redacted events failed; trying again");
+                }
+                drop(rooms);
+                if done.is_err() {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                // Until something is redacted.
+                loop {
+                    match watch.next().await {
+                        None => return,
+                        Some(Ok(wake))
+                            if !wake.keys.iter().any(|key| key.first() == Some(&REDACTIONS.space().0)) => {}
+                        Some(_) => break,
+                    }
+                }
+            }
+        });
+    }
+
+    /// Replaces the bodies of all redacted events. Says how many there were.
+    pub async fn replace_redacted(&self) -> Result<usize, WriteError> {
+        let mut count = 0;
+        loop {
+            let waiting: Vec<(RoomSn, EventSn)> = self.to_redact().await?;
+            if waiting.is_empty() {
+                return Ok(count);
+            }
+            for (room, target) in waiting {
+                let Some(info) = self.room_of(room).await? else { continue };
+                self.settled(room).await;
+                self.decide(&info, &Replace { target }, &Commit::new()).await?;
+                count += 1;
+            }
+        }
+    }
+
+    async fn to_redact(&self) -> Result<Vec<(RoomSn, EventSn)>, StoreError> {
+        let rows = self.store().range(&TO_REDACT, TO_REDACT.all(), Order::Forward, AT_ONCE).await?;
+        Ok(rows.into_iter().map(|(key, ())| key).collect())
+    }
+}
+
+/// The event that redacts another one, if a redaction is in force.
+pub async fn redacted_because(
+    rooms: &Rooms,
+    room: &crate::events::RoomInfo,
+    event: &StoredEvent,
+) -> Result<Option<Arc<StoredEvent>>, StoreError> {
+    match event.changes.redacted_by {
+        Some(redaction) => rooms.events().load(room, redaction).await.map(Some),
+        None => Ok(None),
+    }
+}

@@ -1,0 +1,241 @@
+//! One decision in a lane: the head it is made on, what it wants to write, and what it would then read.
+//! * Reads see this turn's own writes, then those on their way, then the store.
+//! * Nothing leaves a turn before [`Turn::finish`]: a turn that is dropped has not happened.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use hearth_dag::{Create, PowerLevels};
+use hearth_store::{Blob, Commit, KeyPart, Positioned, StoreError, StreamPosition, Table, Value};
+use ruma::UserId;
+
+use crate::errors::WriteError;
+use crate::events::{RoomInfo, StoredEvent};
+use crate::head::{Facts, Head, StateKey, read_facts};
+use crate::ids::{EventKey, EventSn, StateKeySn};
+use crate::kind::Kind;
+use crate::rooms::Rooms;
+use crate::snapshot::SnapshotWriter;
+use crate::tables::{
+    EVENT_NUMBERS, EVENT_STATUS, EVENTS, EventStatusRow, HEAD_VERSIONS, HEADS, Membership, STATE_KEY_NAMES,
+    STATE_KEYS, STATE_NODES, StateKeyRow,
+};
+use crate::view::{self, Rows};
+
+pub(crate) struct Turn {
+    pub(crate) rooms: Rooms,
+    pub(crate) head: Head,
+    pub(crate) commit: Commit,
+    pub(crate) snapshots: SnapshotWriter,
+    pub(crate) now_ms: u64,
+    /// What this turn wrote and may be read again.
+    rows: Rows,
+    /// Events of this turn.
+    made: HashMap<EventSn, Arc<StoredEvent>>,
+    head_changed: bool,
+}
+
+impl Turn {
+    pub(crate) fn new(rooms: Rooms, head: Head) -> Self {
+        let snapshots = SnapshotWriter::new(rooms.snapshots().clone(), head.room.sn, head.row.next_record);
+        let now_ms = rooms.now_ms();
+        Turn {
+            rooms,
+            head,
+            commit: Commit::new(),
+            snapshots,
+            now_ms,
+            rows: Rows::new(),
+            made: HashMap::new(),
+            head_changed: false,
+        }
+    }
+
+    pub(crate) fn room(&self) -> Arc<RoomInfo> {
+        self.head.room.clone()
+    }
+
+    pub(crate) fn has_written(&self) -> bool {
+        self.head_changed || !self.commit.is_empty()
+    }
+
+    /// From here on the head differs from what the store will have without this turn.
+    pub(crate) fn change_head(&mut self) -> &mut Head {
+        self.head_changed = true;
+        &mut self.head
+    }
+
+    /// Writes a row that lanes may read again.
+    pub(crate) fn put<K, V>(&mut self, table: &Table<K, V>, key: &K, value: V)
+    where
+        K: KeyPart,
+        V: Value + Send + Sync + 'static,
+    {
+        self.commit.put(table, key, &value);
+        let (key, row) = view::row(table, key, value);
+        self.rows.insert(key, row);
+    }
+
+    /// Removes a row that lanes may read again.
+    pub(crate) fn delete<K: KeyPart, V: Value>(&mut self, table: &Table<K, V>, key: &K) {
+        self.commit.delete(table, key);
+        self.rows.insert(table.key_bytes(key), None);
+    }
+
+    pub(crate) async fn get<K, V>(&self, table: &Table<K, V>, key: &K) -> Result<Option<V>, StoreError>
+    where
+        K: KeyPart + Sync,
+        V: Value + Clone + Send + Sync + 'static,
+    {
+        match self.rows.get(&table.key_bytes(key)) {
+            Some(row) => Ok(view::read(row)),
+            None => self.rooms.overlay().get(self.rooms.store(), table, key).await,
+        }
+    }
+
+    /// Whether this turn itself wrote the row.
+    pub(crate) fn has_own<K: KeyPart, V: Value>(&self, table: &Table<K, V>, key: &K) -> bool {
+        self.rows.contains_key(&table.key_bytes(key))
+    }
+
+    pub(crate) async fn event(&self, event: EventSn) -> Result<Arc<StoredEvent>, StoreError> {
+        match self.made.get(&event) {
+            Some(made) => Ok(made.clone()),
+            None => self.rooms.events().load(&self.head.room, event).await,
+        }
+    }
+
+    pub(crate) async fn event_number(&self, event: &ruma::EventId) -> Result<Option<EventSn>, StoreError> {
+        self.get(&EVENT_NUMBERS, &(EventKey::new(event), self.head.room.sn)).await
+    }
+
+    pub(crate) fn add_made(&mut self, event: Arc<StoredEvent>) {
+        self.made.insert(event.sn, event);
+    }
+
+    pub(crate) async fn status(&self, event: EventSn) -> Result<EventStatusRow, StoreError> {
+        Ok(self.get(&EVENT_STATUS, &(self.head.room.sn, event)).await?.unwrap_or_default())
+    }
+
+    /// Changes what is known of a stored event.
+    pub(crate) fn put_status(&mut self, event: EventSn, status: EventStatusRow) {
+        let room = self.head.room.sn;
+        self.change_head();
+        self.put(&EVENT_STATUS, &(room, event), status);
+        self.made.remove(&event);
+        self.rooms.events().forget(room, event);
+        self.head.state.retain(|_, held| held.as_ref().is_none_or(|held| held.sn != event));
+    }
+
+    /// The current state event at a place.
+    pub(crate) async fn state(
+        &mut self,
+        kind: &Kind,
+        state_key: &str,
+    ) -> Result<Option<Arc<StoredEvent>>, StoreError> {
+        let key: StateKey = (kind.clone(), state_key.to_owned());
+        if let Some(held) = self.head.state.get(&key) {
+            return Ok(held.clone());
+        }
+        let found = match self.key_number(&key).await? {
+            Some(number) => self.snapshots.lookup(self.head.row.snapshot, number).await?,
+            None => None,
+        };
+        let event = match found {
+            Some(event) => Some(self.event(event).await?),
+            None => None,
+        };
+        self.head.remember_state(key, event.clone());
+        Ok(event)
+    }
+
+    /// The current membership of a user.
+    pub(crate) async fn membership(&mut self, user: &UserId) -> Result<Option<Membership>, StoreError> {
+        let member = self.state(&Kind::new("m.room.member"), user.as_str()).await?;
+        Ok(member.and_then(|member| Membership::of(&member.pdu)))
+    }
+
+    /// The number of a state key, if the room knows it.
+    pub(crate) async fn key_number(&mut self, key: &StateKey) -> Result<Option<StateKeySn>, StoreError> {
+        if let Some(number) = self.head.keys.get(key) {
+            return Ok(Some(*number));
+        }
+        let row = (self.head.room.sn, key.0.clone(), key.1.clone());
+        let number = self.get(&STATE_KEYS, &row).await?;
+        if let Some(number) = number {
+            self.head.remember_key(key.clone(), number);
+        }
+        Ok(number)
+    }
+
+    /// The number of a state key, a new one if need be.
+    pub(crate) async fn intern(&mut self, key: &StateKey) -> Result<StateKeySn, StoreError> {
+        if let Some(number) = self.key_number(key).await? {
+            return Ok(number);
+        }
+        let row = &mut self.change_head().row;
+        let number = if key.0 == "m.room.member" {
+            row.next_member_key += 1;
+            StateKeySn::member(row.next_member_key - 1)
+        } else {
+            row.next_other_key += 1;
+            StateKeySn::other(row.next_other_key - 1)
+        };
+        let room = self.head.room.sn;
+        let name = StateKeyRow { kind: key.0.clone(), state_key: key.1.clone() };
+        self.commit.put(&STATE_KEY_NAMES, &(room, number), &name);
+        self.put(&STATE_KEYS, &(room, key.0.clone(), key.1.clone()), number);
+        self.head.remember_key(key.clone(), number);
+        Ok(number)
+    }
+
+    /// What the create event and the power levels say.
+    pub(crate) async fn facts(&mut self) -> Result<(Arc<Create>, Arc<PowerLevels>, bool), WriteError> {
+        if let Facts { create: Some(create), power: Some(power), has_power_event } = &self.head.facts {
+            return Ok((create.clone(), power.clone(), *has_power_event));
+        }
+        let create = self.state(&Kind::new("m.room.create"), "").await?;
+        let power = self.state(&Kind::new("m.room.power_levels"), "").await?;
+        let facts = read_facts(&self.head.room, create.as_deref(), power.as_deref())?;
+        self.head.facts = facts.clone();
+        match facts {
+            Facts { create: Some(create), power: Some(power), has_power_event } => {
+                Ok((create, power, has_power_event))
+            }
+            _ => Err(WriteError::Forbidden(hearth_dag::Rejection::NoCreateEvent)),
+        }
+    }
+
+    /// The head as it is after the commit, the commit, and its rows that lanes may read before it is applied.
+    pub(crate) fn finish(mut self) -> (Head, Commit, Rows) {
+        let room = self.head.room.sn;
+        for (record, nodes) in self.snapshots.take_records() {
+            self.put(&STATE_NODES, &(room, record), Blob(nodes.to_bytes().into()));
+        }
+        self.head.row.next_record = self.snapshots.next_record;
+        let version = self.head.next_version();
+        match self.head.version {
+            Some(version) => self.commit.expect(&HEAD_VERSIONS, &room, &version),
+            None => self.commit.expect_absent(&HEAD_VERSIONS, &room),
+        }
+        self.commit.put(&HEAD_VERSIONS, &room, &version);
+        let position = self.last_position();
+        self.commit.put(&HEADS, &room, &Positioned { position, value: self.head.row.clone() });
+        self.commit.touch(room.topic());
+        self.head.version = Some(version);
+        (self.head, self.commit, self.rows)
+    }
+
+    fn last_position(&mut self) -> StreamPosition {
+        match self.commit.positions() {
+            0 => self.commit.position(),
+            given => StreamPosition::slot(given - 1),
+        }
+    }
+
+    /// Writes an event's row so that lanes can read it again.
+    pub(crate) fn put_event(&mut self, event: EventSn, row: crate::event_row::EventRow) {
+        let room = self.head.room.sn;
+        self.put(&EVENTS, &(room, event), row);
+    }
+}
