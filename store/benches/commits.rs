@@ -5,7 +5,9 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hearth_store::{Blob, Commit, Order, Positioned, Space, Store, StoreOptions, StreamPosition, Table, Topic};
+use hearth_store::{
+    Blob, Commit, Order, Positioned, Space, Store, StoreOptions, StreamPosition, Table, Topic,
+};
 
 // As in the server.
 #[global_allocator]
@@ -98,7 +100,7 @@ fn message(room: u64, n: u64) -> Commit {
     }
     commit.put(&HEADS, &room, &(n + 1));
     let value = Blob(Bytes::from(vec![b'x'; 1100]));
-    commit.put(&BODIES, &(room, n), &Positioned { position, value });
+    commit.put_new(&BODIES, &(room, n), &Positioned { position, value });
     commit.put(&STREAM, &position, &(room, n));
     for kind in 0..5 {
         commit.put(&INDEX, &(room, kind, n), &());

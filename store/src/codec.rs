@@ -67,6 +67,11 @@ impl Encoder {
         self.fault.get_or_insert(reason);
     }
 
+    /// What was written so far.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// How many bytes there are.
     pub fn len(&self) -> usize {
         self.bytes.len()

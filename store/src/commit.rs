@@ -109,6 +109,16 @@ impl Commit {
         self.ops.push(Op { key, value: Some(value), mutable: table.is_mutable(), pieces: None });
     }
 
+    /// Writes a row whose key has never held anything. For chunked tables cheaper than [`Commit::put`], since no
+    /// older pieces are looked for; otherwise the same.
+    pub fn put_new<K: KeyPart, V: Value>(&mut self, table: &Table<K, V>, key: &K, value: &V) {
+        let from = self.ops.len();
+        self.put(table, key, value);
+        for op in &mut self.ops[from..] {
+            op.pieces = None;
+        }
+    }
+
     /// Removes a row, if it is there.
     pub fn delete<K: KeyPart, V: Value>(&mut self, table: &Table<K, V>, key: &K) {
         let key = self.key(table, key);
