@@ -183,6 +183,7 @@ fn user_options(config: &Config) -> Options {
     let mut options = Options::new(Arc::new(now_ms));
     options.access_token_lifetime = config.sessions.access_token_lifetime.duration();
     options.refresh_token_lifetime = config.sessions.refresh_token_lifetime.map(|period| period.duration());
+    options.registration_tokens.clone_from(&config.registration.tokens);
     options.password_cost = PasswordCost {
         memory_kib: u32::try_from(config.password.memory.get() / 1024).unwrap_or(u32::MAX),
         passes: config.password.passes,

@@ -46,7 +46,7 @@ pub use receipts::{NewReceipt, Receipt, ReceiptKind, ReceiptOrder, receipt_conte
 pub use registration_tokens::RegistrationToken;
 pub use sessions::{AuthenticateError, Authenticated, NewSession, RefreshError, Session, SessionError};
 pub use tags::TagInfo;
-pub use tokens::TokenHash;
+pub use tokens::{TokenHash, random_name};
 pub use typing::{MAX_TYPING_TIMEOUT, Typing};
 pub use uia::{BodyDigest, UiaDone, UiaError, UiaRequest};
 pub use users::{Clock, Options, Users, UsersError};

@@ -237,6 +237,9 @@ mod tests {
     #[tokio::test]
     async fn a_password_without_end_is_refused() {
         let long = "x".repeat(PASSWORD_MAX + 1);
-        assert!(matches!(Hasher::new(1, PasswordCost::default()).hash(&long).await, Err(PasswordError::TooLong)));
+        assert!(matches!(
+            Hasher::new(1, PasswordCost::default()).hash(&long).await,
+            Err(PasswordError::TooLong)
+        ));
     }
 }

@@ -60,3 +60,10 @@ pub(crate) fn random_device_id() -> String {
     rand::rng().fill_bytes(&mut bytes);
     bytes.iter().map(|byte| char::from(b'A' + byte % 26)).collect()
 }
+
+/// A local part for somebody who did not choose one: twelve small letters.
+pub fn random_name() -> String {
+    let mut bytes = [0; 12];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes.iter().map(|byte| char::from(b'a' + byte % 26)).collect()
+}

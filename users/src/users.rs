@@ -49,6 +49,8 @@ pub struct Options {
     pub login_token_lifetime: Duration,
     /// How long user-interactive authentication may take.
     pub uia_lifetime: Duration,
+    /// Registration tokens beside the kept ones: good at any time for any number.
+    pub registration_tokens: Vec<String>,
     /// Passwords hashed at one time; each takes 19 MiB and a core.
     pub hashing_threads: usize,
     /// What hashing a password costs.
@@ -66,6 +68,7 @@ impl Options {
             refresh_token_lifetime: None,
             login_token_lifetime: Duration::from_secs(120),
             uia_lifetime: Duration::from_secs(30 * 60),
+            registration_tokens: Vec::new(),
             hashing_threads: std::thread::available_parallelism().map_or(1, usize::from),
             password_cost: PasswordCost::default(),
             presence: PresenceOptions::default(),

@@ -1,0 +1,76 @@
+//! The own account: who am I, password, deactivation.
+
+use axum::extract::State;
+use hearth_users::{Kind, Users};
+use ruma::api::client::account::{ThirdPartyIdRemovalStatus, change_password, deactivate, whoami};
+
+use super::uia::{UiaResult, WithBody, confirm_by_password};
+use crate::{
+    app::App,
+    http::{ApiResult, Auth, LocalUser, MatrixError, RateClass, Route, Routes, Ruma, Specimen},
+};
+
+/// The chapter's endpoints.
+pub fn routes(routes: &mut Routes) {
+    const NOTHING: Specimen = Specimen::path("");
+    routes.add(Route::of::<whoami::v3::Request>().specimen(NOTHING).to(who_am_i));
+    // Without a token these would want an e-mail address, which accounts here do not have.
+    routes.add(
+        Route::of::<change_password::v3::Request>()
+            .auth(Auth::Token)
+            .rate(RateClass::Login)
+            .specimen(NOTHING.body(r#"{"new_password":"new"}"#, r#"{"new_password":1}"#))
+            .to(set_password),
+    );
+    routes.add(
+        Route::of::<deactivate::v3::Request>()
+            .auth(Auth::Token)
+            .rate(RateClass::Login)
+            .specimen(NOTHING.body("{}", r#"{"auth":1}"#))
+            .to(deactivate_account),
+    );
+}
+
+/// `GET /_matrix/client/v3/account/whoami`
+async fn who_am_i(State(users): State<Users>, user: LocalUser) -> ApiResult<whoami::v3::Response> {
+    let account = users.account(&user.user_id).await?;
+    let is_guest = account.is_some_and(|account| account.kind == Kind::Guest);
+    let mut response = whoami::v3::Response::new(user.user_id, is_guest);
+    response.device_id = Some(user.device_id);
+    Ok(Ruma(response))
+}
+
+/// `POST /_matrix/client/v3/account/password`
+async fn set_password(
+    State(users): State<Users>,
+    user: LocalUser,
+    WithBody { request, body }: WithBody<change_password::v3::Request>,
+) -> UiaResult<change_password::v3::Response> {
+    const ENDPOINT: &str = "POST account/password";
+    confirm_by_password(&users, ENDPOINT, &user.user_id, body, request.auth.as_ref()).await?;
+    let password = users.hash_password(&request.new_password).await?;
+    users.set_password(&user.user_id, password).await?;
+    if request.logout_devices {
+        users.delete_devices_except(&user.user_id, Some(&user.device_id)).await?;
+    }
+    Ok(Ruma(change_password::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/account/deactivate`
+async fn deactivate_account(
+    State(app): State<App>,
+    user: LocalUser,
+    WithBody { request, body }: WithBody<deactivate::v3::Request>,
+) -> UiaResult<deactivate::v3::Response> {
+    const ENDPOINT: &str = "POST account/deactivate";
+    confirm_by_password(&app.users, ENDPOINT, &user.user_id, body, request.auth.as_ref()).await?;
+    close_account(&app, &user.user_id, request.erase).await?;
+    // There is no identity server to ask, and nothing bound with one.
+    Ok(Ruma(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::NoSupport)))
+}
+
+/// Closes an account for good, whoever wants it: sessions and settings first, then the rooms.
+pub async fn close_account(app: &App, user: &ruma::UserId, erase: bool) -> Result<(), MatrixError> {
+    app.users.deactivate(user, erase).await?;
+    Ok(())
+}
