@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod federation_api;
 pub mod http;
+pub mod media;
 pub mod push;
 pub mod server;
 pub mod tables;

@@ -5,10 +5,7 @@ use std::cell::OnceCell;
 use futures_util::FutureExt as _;
 use ruma::{
     OwnedRoomId, OwnedUserId, UInt, UserId,
-    push::{
-        Action, FlattenedJson, HighlightTweakValue, PushConditionPowerLevelsCtx, PushConditionRoomCtx,
-        Ruleset, Tweak,
-    },
+    push::{Action, FlattenedJson, PushConditionPowerLevelsCtx, PushConditionRoomCtx, Ruleset},
     serde::Raw,
 };
 use serde_json::value::RawValue;
@@ -119,7 +116,11 @@ fn outcome(ruleset: &Ruleset) -> Vec<(String, bool, Decision)> {
 
 #[cfg(test)]
 mod tests {
-    use ruma::{owned_room_id, owned_user_id, power_levels::NotificationPowerLevels, push::NewPushRule};
+    use ruma::{
+        owned_room_id, owned_user_id,
+        power_levels::NotificationPowerLevels,
+        push::{HighlightTweakValue, NewPushRule, Tweak},
+    };
     use serde_json::{Value as JsonValue, json, value::to_raw_value};
 
     use super::*;

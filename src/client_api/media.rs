@@ -1,0 +1,414 @@
+//! Content repository: uploads, downloads and thumbnails.
+//! * Files are served with a token only. The older open paths are frozen: they know nothing that was uploaded here.
+//! * Browsers never run what somebody uploaded: it is shown inline only if it is of a harmless kind, and in a sandbox.
+//! * Bodies pass through in pieces, in both directions.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    extract::{RawQuery, Request, State},
+    response::Response,
+};
+use http::{HeaderMap, HeaderValue, StatusCode, header, response::Builder};
+use ruma::{
+    api::client::{
+        authenticated_media as current,
+        media::{self as old, create_content, create_content_async, create_mxc_uri},
+    },
+    http_headers::{ContentDisposition, ContentDispositionType},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::json;
+
+use crate::{
+    http::{
+        Auth, BodyLimit, JsonResult, LocalUser, MatrixError, RateClass, RawJson, RequestFacts, Route, Routes,
+        Specimen,
+    },
+    media::{
+        About, FindError, Media, UploadError,
+        files::{Reader, ReceiveError},
+        ids::MediaKey,
+        picture::{Fit, PictureError},
+        range::{self, Wanted},
+        tables::File,
+        thumbnails,
+    },
+};
+
+/// How long a request waits for a file that has not come yet, if it does not say.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it waits at most.
+const PATIENCE_MAX: Duration = Duration::from_secs(60);
+
+/// The chapter's endpoints.
+pub fn routes(routes: &mut Routes) {
+    let mut add = |route: Route| routes.add(route.rate(RateClass::Media));
+    let upload = |route: Route| route.body_limit(BodyLimit::Upload).auth(Auth::Token);
+    add(upload(Route::of::<create_content::v3::Request>())
+        .specimen(Specimen::path("").query("filename=a.txt"))
+        .to(upload_content));
+    add(upload(Route::of::<create_content_async::v3::Request>())
+        .specimen(Specimen::path("$server reserved"))
+        .to(fill_content));
+    add(Route::of::<create_mxc_uri::v1::Request>().specimen(Specimen::path("").any_body("{}")).to(create));
+
+    let token = |route: Route| route.auth(Auth::Token);
+    add(token(Route::of::<current::get_media_config::v1::Request>())
+        .specimen(Specimen::path(""))
+        .to(media_config));
+    add(token(Route::of::<current::get_content::v1::Request>())
+        .specimen(Specimen::path("$server none"))
+        .to(download));
+    add(token(Route::of::<current::get_content_as_filename::v1::Request>())
+        .specimen(Specimen::path("$server none name.txt"))
+        .to(download));
+    add(token(Route::of::<current::get_content_thumbnail::v1::Request>())
+        .specimen(Specimen::path("$server none").query("width=32&height=32"))
+        .to(thumbnail));
+    frozen_routes(&mut add);
+}
+
+/// The paths before authenticated media.
+#[allow(deprecated, reason = "older clients still ask here")]
+fn frozen_routes(add: &mut impl FnMut(Route)) {
+    add(Route::of::<old::get_media_config::v3::Request>()
+        .auth(Auth::Token)
+        .specimen(Specimen::path(""))
+        .to(media_config));
+    let open = |route: Route| route.auth(Auth::None);
+    add(open(Route::of::<old::get_content::v3::Request>())
+        .specimen(Specimen::path("$server none"))
+        .to(frozen));
+    add(open(Route::of::<old::get_content_as_filename::v3::Request>())
+        .specimen(Specimen::path("$server none name.txt"))
+        .to(frozen));
+    add(open(Route::of::<old::get_content_thumbnail::v3::Request>())
+        .specimen(Specimen::path("$server none").query("width=32&height=32"))
+        .to(frozen));
+}
+
+#[derive(Deserialize)]
+struct UploadQuery {
+    filename: Option<String>,
+}
+
+/// `POST /_matrix/media/v3/upload`
+async fn upload_content(State(media): State<Media>, sender: LocalUser, request: Request) -> JsonResult {
+    let about = about(&request)?;
+    let pieces = request.into_body().into_data_stream();
+    let key = media.upload(&sender.user_id, about, pieces).await?;
+    RawJson::of(&json!({ "content_uri": key.uri() }))
+}
+
+/// `POST /_matrix/media/v1/create`
+async fn create(State(media): State<Media>, sender: LocalUser) -> JsonResult {
+    let reserved = media.reserve(&sender.user_id).await?;
+    RawJson::of(&json!({ "content_uri": reserved.key.uri(), "unused_expires_at": reserved.expires_ms }))
+}
+
+/// `PUT /_matrix/media/v3/upload/{serverName}/{mediaId}`
+async fn fill_content(
+    State(media): State<Media>,
+    sender: LocalUser,
+    facts: RequestFacts,
+    request: Request,
+) -> JsonResult {
+    let key = key(&facts)?;
+    let about = about(&request)?;
+    let pieces = request.into_body().into_data_stream();
+    media.fill(&sender.user_id, &key, about, pieces).await?;
+    Ok(RawJson::EMPTY)
+}
+
+/// `GET /_matrix/client/v1/media/config`
+async fn media_config(State(media): State<Media>, _sender: LocalUser) -> JsonResult {
+    RawJson::of(&json!({ "m.upload.size": media.file_max() }))
+}
+
+#[derive(Deserialize)]
+struct DownloadQuery {
+    timeout_ms: Option<u64>,
+}
+
+/// `GET /_matrix/client/v1/media/download/{serverName}/{mediaId}[/{fileName}]`
+async fn download(
+    State(media): State<Media>,
+    _sender: LocalUser,
+    facts: RequestFacts,
+    RawQuery(raw_query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, MatrixError> {
+    let query: DownloadQuery = query(raw_query.as_deref())?;
+    let key = key(&facts)?;
+    let file = media.find(&key, patience(query.timeout_ms)).await?;
+    let tag = entity_tag(&file, "");
+    if is_known(&headers, &tag) {
+        return Ok(known(&tag));
+    }
+    let name = facts.path_args.get(2).cloned().or_else(|| file.name.clone());
+    let kind = file.content_type.as_deref().unwrap_or("application/octet-stream");
+    let reader = media.read(&file).await.map_err(MatrixError::internal)?;
+    answer(reader, kind, name, &tag, &headers)
+}
+
+#[derive(Deserialize)]
+struct ThumbnailQuery {
+    width: u32,
+    height: u32,
+    method: Option<String>,
+    timeout_ms: Option<u64>,
+}
+
+/// `GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}`
+///
+/// `animated` is a wish; what is made here stands still.
+async fn thumbnail(
+    State(media): State<Media>,
+    _sender: LocalUser,
+    facts: RequestFacts,
+    RawQuery(raw_query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response, MatrixError> {
+    let query: ThumbnailQuery = query(raw_query.as_deref())?;
+    if query.width == 0 || query.height == 0 {
+        return Err(MatrixError::invalid_param("a thumbnail is at least one pixel wide and high"));
+    }
+    let fit = match query.method.as_deref() {
+        None | Some("scale") => Fit::Scale,
+        Some("crop") => Fit::Crop,
+        Some(_) => return Err(MatrixError::invalid_param("the method is either crop or scale")),
+    };
+    let key = key(&facts)?;
+    let file = media.find(&key, patience(query.timeout_ms)).await?;
+    let frame = thumbnails::frame_for(query.width, query.height, fit);
+    let tag = entity_tag(&file, &format!("-{}x{}-{:?}", frame.width, frame.height, frame.fit));
+    if is_known(&headers, &tag) {
+        return Ok(known(&tag));
+    }
+    let small = media.thumbnail(&file, frame).await?;
+    let name = format!("thumbnail.{}", small.format.extension());
+    answer(small.reader, small.format.content_type(), Some(name), &tag, &headers)
+}
+
+/// The open paths of before: all media of this server are newer than their freeze.
+async fn frozen(facts: RequestFacts) -> Result<RawJson, MatrixError> {
+    key(&facts)?;
+    Err(MatrixError::not_found("media are served to users with a token, under /_matrix/client/v1/media"))
+}
+
+fn key(facts: &RequestFacts) -> Result<MediaKey, MatrixError> {
+    let part = |index: usize| facts.path_args.get(index).map_or("", String::as_str);
+    MediaKey::parse(part(0), part(1)).map_err(|error| MatrixError::invalid_param(error.to_string()))
+}
+
+fn query<T: DeserializeOwned>(raw: Option<&str>) -> Result<T, MatrixError> {
+    serde_html_form::from_str(raw.unwrap_or_default())
+        .map_err(|error| MatrixError::from_query(&error.to_string()))
+}
+
+fn patience(timeout_ms: Option<u64>) -> Duration {
+    timeout_ms.map_or(PATIENCE, |timeout_ms| Duration::from_millis(timeout_ms).min(PATIENCE_MAX))
+}
+
+fn about(request: &Request) -> Result<About, MatrixError> {
+    let query: UploadQuery = query(request.uri().query())?;
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    let content_type = content_type.and_then(|kind| kind.to_str().ok()).map(str::to_owned);
+    Ok(About { content_type, name: query.filename })
+}
+
+/// Kinds of files that a browser may show: the specification's list. All others are only downloaded.
+const INLINE: &[&str] = &[
+    "application/json",
+    "application/ld+json",
+    "audio/aac",
+    "audio/flac",
+    "audio/mp4",
+    "audio/mpeg",
+    "audio/ogg",
+    "audio/wav",
+    "audio/wave",
+    "audio/webm",
+    "audio/x-flac",
+    "audio/x-pn-wav",
+    "audio/x-wav",
+    "image/apng",
+    "image/avif",
+    "image/gif",
+    "image/jpeg",
+    "image/png",
+    "image/webp",
+    "text/css",
+    "text/csv",
+    "text/plain",
+    "video/mp4",
+    "video/ogg",
+    "video/quicktime",
+    "video/webm",
+];
+
+fn disposition(kind: &str, name: Option<String>) -> ContentDisposition {
+    let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let inline = INLINE.contains(&essence.as_str());
+    let disposition = if inline { ContentDispositionType::Inline } else { ContentDispositionType::Attachment };
+    ContentDisposition::new(disposition).with_filename(name.filter(|name| !name.is_empty()))
+}
+
+/// The same file always has the same tag; two renderings of it have different ones.
+fn entity_tag(file: &File, rendering: &str) -> String {
+    let hash = file.hash[..16].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    format!("\"{hash}{rendering}\"")
+}
+
+fn is_known(headers: &HeaderMap, tag: &str) -> bool {
+    let given = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    given.is_some_and(|given| {
+        given.split(',').any(|one| matches!(one.trim(), "*") || one.trim().trim_start_matches("W/") == tag)
+    })
+}
+
+fn known(tag: &str) -> Response {
+    let response = safe(Response::builder().status(StatusCode::NOT_MODIFIED), tag);
+    response.body(Body::empty()).unwrap_or_default()
+}
+
+/// What every answer with somebody's file carries.
+fn safe(response: Builder, tag: &str) -> Builder {
+    response
+        .header(header::ETAG, tag)
+        .header(header::CACHE_CONTROL, "private, max-age=31536000, immutable")
+        .header(
+            header::CONTENT_SECURITY_POLICY,
+            "sandbox; default-src 'none'; script-src 'none'; plugin-types application/pdf; \
+             style-src 'unsafe-inline'; media-src 'self'; object-src 'self';",
+        )
+        .header("Cross-Origin-Resource-Policy", "cross-origin")
+        .header(header::X_CONTENT_TYPE_OPTIONS, "nosniff")
+        .header(header::X_FRAME_OPTIONS, "DENY")
+        .header(header::REFERRER_POLICY, "no-referrer")
+        .header(header::ACCEPT_RANGES, "bytes")
+}
+
+/// The file, or the part of it that the request wants.
+fn answer(
+    reader: Reader,
+    kind: &str,
+    name: Option<String>,
+    tag: &str,
+    headers: &HeaderMap,
+) -> Result<Response, MatrixError> {
+    let size = reader.size;
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    // A part of another version of the file is of no use; ours have one version only.
+    let same_version = text(header::IF_RANGE).is_none_or(|version| version == tag);
+    let wanted = match text(header::RANGE) {
+        Some(range) if same_version => range::wanted(range, size),
+        _ => Wanted::Whole,
+    };
+    let octets = HeaderValue::from_static("application/octet-stream");
+    let response = safe(Response::builder(), tag)
+        .header(header::CONTENT_TYPE, HeaderValue::from_str(kind).unwrap_or(octets))
+        .header(header::CONTENT_DISPOSITION, disposition(kind, name).to_string());
+    let (response, reader) = match wanted {
+        Wanted::Whole => (response.header(header::CONTENT_LENGTH, size), reader),
+        Wanted::Part(start, end) => {
+            let response = response
+                .status(StatusCode::PARTIAL_CONTENT)
+                .header(header::CONTENT_LENGTH, end - start)
+                .header(header::CONTENT_RANGE, format!("bytes {start}-{}/{size}", end - 1));
+            (response, reader.part(start, end))
+        }
+        Wanted::Nothing => return Ok(unsatisfiable(size)),
+    };
+    response.body(Body::from_stream(reader.into_stream())).map_err(MatrixError::internal)
+}
+
+fn unsatisfiable(size: u64) -> Response {
+    use axum::response::IntoResponse as _;
+    let error = MatrixError::new(
+        StatusCode::RANGE_NOT_SATISFIABLE,
+        "M_UNKNOWN",
+        format!("the file has {size} bytes, none of them in that range"),
+    );
+    let mut response = error.into_response();
+    if let Ok(range) = HeaderValue::from_str(&format!("bytes */{size}")) {
+        response.headers_mut().insert(header::CONTENT_RANGE, range);
+    }
+    response
+}
+
+impl From<UploadError> for MatrixError {
+    fn from(error: UploadError) -> Self {
+        let message = error.to_string();
+        match error {
+            UploadError::Receive(ReceiveError::TooLarge { .. }) => Self::too_large(message),
+            UploadError::Receive(ReceiveError::BrokenOff(_)) => Self::unknown(message),
+            UploadError::Receive(ReceiveError::DiskFull) => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "M_UNKNOWN", message)
+            }
+            UploadError::Receive(ReceiveError::Disk(error)) => Self::internal(error),
+            UploadError::UserQuota(_) | UploadError::TotalQuota(_) | UploadError::NotYours => {
+                Self::forbidden(message)
+            }
+            UploadError::TooManyReserved => Self::limit_exceeded(Duration::from_secs(60)),
+            UploadError::Busy => Self::limit_exceeded(Duration::from_secs(1)),
+            UploadError::NoSuchAddress => Self::not_found(message),
+            UploadError::AlreadyFilled => {
+                Self::new(StatusCode::CONFLICT, "M_CANNOT_OVERWRITE_MEDIA", message)
+            }
+            UploadError::Store(error) => Self::internal(error),
+        }
+    }
+}
+
+impl From<FindError> for MatrixError {
+    fn from(error: FindError) -> Self {
+        match error {
+            FindError::NotFound => Self::not_found(error.to_string()),
+            FindError::NotYetUploaded => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "M_NOT_YET_UPLOADED", error.to_string())
+            }
+            FindError::Store(error) => Self::internal(error),
+        }
+    }
+}
+
+impl From<PictureError> for MatrixError {
+    fn from(error: PictureError) -> Self {
+        match error {
+            PictureError::Unsupported | PictureError::Damaged(_) => Self::unknown(error.to_string()),
+            PictureError::TooLarge => Self::too_large(error.to_string()),
+            PictureError::Io(error) => Self::internal(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_harmless_kinds_are_shown_inline() {
+        for (kind, name, expected) in [
+            ("image/png", Some("a.png"), "inline; filename=a.png"),
+            ("Text/Plain; charset=utf-8", None, "inline"),
+            ("text/html", Some("a.html"), "attachment; filename=a.html"),
+            ("image/svg+xml", None, "attachment"),
+            ("application/pdf", Some("ä.pdf"), "attachment; filename*=utf-8''%C3%A4.pdf"),
+            ("nonsense", Some(""), "attachment"),
+        ] {
+            let name = name.map(str::to_owned);
+            assert_eq!(disposition(kind, name).to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_copy_that_the_client_has_is_recognised() {
+        let mut headers = HeaderMap::new();
+        assert!(!is_known(&headers, "\"a\""));
+        headers.insert(header::IF_NONE_MATCH, HeaderValue::from_static("\"b\", W/\"a\""));
+        assert!(is_known(&headers, "\"a\"") && !is_known(&headers, "\"c\""));
+    }
+}
