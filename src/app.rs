@@ -17,8 +17,9 @@ use ruma::{OwnedServerName, ServerName};
 
 use crate::{
     clock::now_ms,
-    config::Config,
+    config::{ByteSize, Config},
     http::{LocalUser, MatrixError, Shutdown, client_address::ClientAddress, rate_limit::RateLimits},
+    media::{self, Media},
     tables::{SERVER, ServerRecord},
 };
 
@@ -38,6 +39,8 @@ pub struct Parts {
     pub key: Arc<Keypair>,
     /// Whose users are ours.
     pub local_servers: LocalServers,
+    /// Uploaded files.
+    pub media: Media,
     /// How often who may do what.
     pub rate_limits: Arc<RateLimits>,
     /// Says when to stop.
@@ -68,6 +71,7 @@ hands_out! {
     users: Users,
     key: Arc<Keypair>,
     local_servers: LocalServers,
+    media: Media,
     rate_limits: Arc<RateLimits>,
     shutdown: Shutdown,
 }
@@ -140,9 +144,12 @@ impl App {
         claim(&store, &config.server_name).await?;
         let key = Arc::new(key);
         let local_servers = LocalServers::new([key.clone() as Arc<dyn Signer>]);
+        let folder = config.data_dir.join("media");
+        let media = Media::open(store.clone(), media_options(&config, folder.clone()), Arc::new(now_ms));
+        let media = media.map_err(|source| OpenError::File { path: folder, source })?;
         let rate_limits = Arc::new(RateLimits::new(config.rates()));
         let users = Users::open(store.clone(), user_options(&config));
-        Ok(Self(Arc::new(Parts { config, store, users, key, local_servers, rate_limits, shutdown })))
+        Ok(Self(Arc::new(Parts { config, store, users, key, local_servers, media, rate_limits, shutdown })))
     }
 
     /// Brings everything to the disk. The store's files are free when the last clone of the app is gone.
@@ -191,6 +198,18 @@ fn user_options(config: &Config) -> Options {
     };
     options.presence = PresenceOptions { enabled: config.presence, ..PresenceOptions::default() };
     options
+}
+
+/// What the configuration says of media.
+fn media_options(config: &Config, folder: PathBuf) -> media::Options {
+    let limits = &config.limits;
+    media::Options {
+        folder,
+        file_max: limits.upload_size.get(),
+        user_quota: limits.media_quota.map(ByteSize::get),
+        total_quota: limits.media_total_quota.map(ByteSize::get),
+        disk_reserve: config.storage.disk_reserve.get(),
+    }
 }
 
 /// The data belongs to one server name for ever.

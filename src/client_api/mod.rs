@@ -5,6 +5,7 @@ pub mod account;
 pub mod devices;
 pub mod discovery;
 pub mod login;
+pub mod media;
 pub mod registration;
 pub mod uia;
 mod user_errors;
@@ -19,5 +20,6 @@ pub fn routes() -> Routes {
     registration::routes(&mut routes);
     account::routes(&mut routes);
     devices::routes(&mut routes);
+    media::routes(&mut routes);
     routes
 }

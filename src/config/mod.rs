@@ -198,6 +198,9 @@ pub struct Limits {
     /// All files of one user together; not set: no bound.
     #[serde(with = "empty_is_none")]
     pub media_quota: Option<ByteSize>,
+    /// All files of the server together; not set: no bound.
+    #[serde(with = "empty_is_none")]
+    pub media_total_quota: Option<ByteSize>,
     /// Connections at once.
     pub connections: usize,
 }
@@ -343,6 +346,7 @@ impl Default for Limits {
             event_request_size: ByteSize::kib(256),
             upload_size: ByteSize::mib(50),
             media_quota: None,
+            media_total_quota: None,
             connections: 4096,
         }
     }

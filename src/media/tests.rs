@@ -21,7 +21,7 @@ async fn bench(user_quota: Option<u64>, total_quota: Option<u64>) -> Bench {
         Arc::new(move || now_ms.load(Ordering::Relaxed))
     };
     let folder = dir.path().join("media");
-    let options = Options { folder, file_max: 1000, user_quota, total_quota, disk_reserve: 0 };
+    let options = Options { folder, file_max: 100_000, user_quota, total_quota, disk_reserve: 0 };
     let media = Media::open(Store::memory().await, options, clock).unwrap();
     Bench { media, now_ms, dir }
 }
