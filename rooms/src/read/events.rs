@@ -4,7 +4,10 @@
 //! * `prev_content` of a state event is part of its form only as long as the replaced event keeps its own: caches key
 //!   on that too, so that a redacted name does not live on in the event that replaced it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use hearth_dag::{Pdu, RoomRules};
@@ -12,7 +15,10 @@ use hearth_store::{Order, Store, StoreError, StreamPosition};
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{EventId, OwnedRoomId, RoomId};
 
-use super::client_event::{ClientEvent, Source};
+use super::{
+    client_event::{ClientEvent, Source},
+    visibility::AtEvent,
+};
 use crate::{
     event_row::EventRow,
     ids::{EventKey, EventSn, RoomSn, SnapshotId, StateKeySn, TimelineOrder},
@@ -44,6 +50,8 @@ pub(super) struct Inner {
     rooms: Cache<RoomSn, Arc<RoomRow>>,
     numbers: Cache<OwnedRoomId, RoomSn>,
     state_keys: Cache<(RoomSn, Kind, String), StateKeySn>,
+    /// What member and visibility events decide.
+    pub(super) deciding: Cache<(RoomSn, EventSn), AtEvent>,
     pub(super) live: super::live::LiveRooms,
 }
 
@@ -95,6 +103,7 @@ impl Reader {
             rooms: Cache::new(NAME_CACHE_ENTRIES),
             numbers: Cache::new(NAME_CACHE_ENTRIES),
             state_keys: Cache::new(NAME_CACHE_ENTRIES),
+            deciding: Cache::new(NAME_CACHE_ENTRIES),
             live: super::live::LiveRooms::new(),
         };
         Self { inner: Arc::new(inner) }
@@ -289,6 +298,34 @@ impl Reader {
         replaced_redacted_by: Option<EventSn>,
     ) -> Option<Arc<RoomEvent>> {
         self.inner.events.get(&Form { room, event, redacted_by, replaced_redacted_by })
+    }
+
+    /// Those of some events that are redacted.
+    pub async fn redacted(&self, room: RoomSn, events: &[EventSn]) -> Result<HashSet<EventSn>, StoreError> {
+        let statuses = self.statuses(room, events).await?;
+        Ok(statuses
+            .into_iter()
+            .filter(|(_, status)| status.redacted_by.is_some())
+            .map(|(event, _)| event)
+            .collect())
+    }
+
+    /// The bodies of events as servers exchange them, for who asked for that format. Redacted ones are left out.
+    pub async fn pdus(
+        &self,
+        room: RoomSn,
+        events: &[EventSn],
+    ) -> Result<HashMap<EventSn, Bytes>, StoreError> {
+        let statuses = self.statuses(room, events).await?;
+        let redacted = |event: &EventSn| {
+            statuses.get(event).is_some_and(|status| status.redacted_by.is_some() && !status.body_redacted)
+        };
+        let rows = self.rows(room, events).await?;
+        Ok(rows
+            .into_iter()
+            .filter(|(event, _)| !redacted(event))
+            .map(|(event, row)| (event, row.body))
+            .collect())
     }
 
     /// The rows of events, with their bodies.

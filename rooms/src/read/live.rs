@@ -15,7 +15,7 @@ use super::{
     token::TimelineToken,
 };
 use crate::{
-    ids::{EventSn, RoomSn, SnapshotId, TimelineOrder},
+    ids::{RoomSn, SnapshotId, TimelineOrder},
     tables::HEADS,
 };
 
@@ -151,8 +151,8 @@ impl Reader {
 }
 
 impl Tail {
-    /// The last event of the room that the tail holds.
-    pub fn last_event(&self) -> Option<EventSn> {
-        self.events.last().map(|placed| placed.event.sn)
+    /// The place of the room's last event.
+    pub fn last_order(&self) -> Option<TimelineOrder> {
+        self.events.last().map(|placed| placed.order)
     }
 }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use hearth_store::{Order, Positioned, StoreError, StreamPosition};
 use ruma::UserId;
 
-use super::events::Reader;
+use super::{
+    client_event::{ClientEvent, MalformedEvent, Source},
+    events::Reader,
+};
 use crate::{
     ids::RoomSn,
     tables::{
@@ -90,5 +93,17 @@ impl Reader {
         room: RoomSn,
     ) -> Result<Option<Arc<OutOfBandRow>>, StoreError> {
         Ok(self.store().get(&OUT_OF_BAND, &(user.to_string(), room)).await?.map(Arc::new))
+    }
+
+    /// The member event that came from outside, as clients see it.
+    pub fn event_out_of_band(&self, row: &OutOfBandRow) -> Result<ClientEvent, MalformedEvent> {
+        ClientEvent::new(Source {
+            event_id: row.event_id.as_str(),
+            pdu: row.pdu.as_bytes(),
+            replaced: None,
+            redacted: false,
+            redacted_because: None,
+            transaction: None,
+        })
     }
 }

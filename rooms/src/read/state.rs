@@ -4,6 +4,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use hearth_store::{Order, StoreError, StreamPosition};
+use ruma::UserId;
 
 use super::{
     events::{Reader, RoomEvent},
@@ -12,8 +13,13 @@ use super::{
 };
 use crate::{
     ids::{EventSn, RoomSn, SnapshotId, StateKeySn},
-    tables::{HEAD_SNAPSHOTS, Membership},
+    tables::{HEAD_SNAPSHOTS, MEMBERS, MemberRow, Membership},
 };
+
+/// After so many users a room is called.
+const HEROES: usize = 5;
+/// Members among whom heroes are looked for.
+const HEROES_LOOKED_AT: usize = 200;
 
 /// Which members are wanted.
 #[derive(Clone, Debug, Default)]
@@ -124,6 +130,58 @@ impl Reader {
         let mut events = self.other_state(room, snapshot).await?;
         events.extend(self.members(room, snapshot).await?);
         Ok(events)
+    }
+
+    /// The entries of a snapshot that are no memberships.
+    pub async fn rest_of(
+        &self,
+        room: RoomSn,
+        snapshot: SnapshotId,
+    ) -> Result<Vec<(StateKeySn, EventSn)>, StoreError> {
+        self.inner.snapshots.rest(room, snapshot).await
+    }
+
+    /// The memberships of a snapshot.
+    pub async fn members_of(
+        &self,
+        room: RoomSn,
+        snapshot: SnapshotId,
+    ) -> Result<Vec<(StateKeySn, EventSn)>, StoreError> {
+        self.inner.snapshots.members(room, snapshot).await
+    }
+
+    /// Up to five users after whom a room without a name is called: members, or those who were members.
+    pub async fn heroes(
+        &self,
+        room: RoomSn,
+        snapshot: SnapshotId,
+        me: &UserId,
+    ) -> Result<Vec<String>, StoreError> {
+        for (kind, field) in [("m.room.name", "name"), ("m.room.canonical_alias", "alias")] {
+            let event = self.state_event(room, snapshot, kind, "").await?;
+            let content: Option<serde_json::Map<String, serde_json::Value>> =
+                event.and_then(|event| event.client.content_as());
+            if content.is_some_and(|content| {
+                content.get(field).is_some_and(|name| name.as_str().is_some_and(|name| !name.is_empty()))
+            }) {
+                return Ok(Vec::new());
+            }
+        }
+        let range = MEMBERS.prefix(&(room,));
+        let rows = self.store().range(&MEMBERS, range, Order::Forward, HEROES_LOOKED_AT).await?;
+        let mut members: Vec<_> = rows
+            .into_iter()
+            .filter(|((_, user), _)| *user != me.as_str())
+            .map(|((_, user), row)| (user, row.value))
+            .collect();
+        // In the order in which they came.
+        members.sort_unstable_by_key(|(_, row)| row.key);
+        let present = |row: &MemberRow| matches!(row.membership, Membership::Join | Membership::Invite);
+        let anyone_present = members.iter().any(|(_, row)| present(row));
+        let heroes = members.into_iter().filter(|(_, row)| {
+            present(row) || (!anyone_present && matches!(row.membership, Membership::Leave | Membership::Ban))
+        });
+        Ok(heroes.take(HEROES).map(|(user, _)| user).collect())
     }
 
     /// The state events of a snapshot that are no memberships.

@@ -85,7 +85,7 @@ impl Stretch {
 
 impl Reader {
     /// Up to `limit` rows of the timeline.
-    pub(super) async fn timeline_rows(
+    pub async fn timeline_rows(
         &self,
         room: RoomSn,
         stretch: Stretch,

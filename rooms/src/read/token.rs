@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr};
 
 use hearth_store::StreamPosition;
 
-use crate::TimelineOrder;
+use crate::ids::TimelineOrder;
 
 /// A token that this server did not make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -1,7 +1,10 @@
 //! One user looking at one room: which events they may see, and what their membership was at each.
 //! * Decisions are made once per snapshot: a page of messages between two state changes costs one.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use hearth_store::StoreError;
 use ruma::{OwnedUserId, UserId};
@@ -11,7 +14,7 @@ use super::{
     visibility::{AtEvent, HistoryVisibility, Presence},
 };
 use crate::{
-    ids::{RoomSn, SnapshotId, StateKeySn, TimelineOrder},
+    ids::{EventSn, RoomSn, SnapshotId, StateKeySn, TimelineOrder},
     tables::{MEMBERSHIPS, Membership},
 };
 
@@ -28,7 +31,7 @@ pub struct Viewer {
     presence: Presence,
     member_key: Option<StateKeySn>,
     visibility_key: Option<StateKeySn>,
-    ignored: BTreeSet<OwnedUserId>,
+    ignored: Arc<BTreeSet<OwnedUserId>>,
     decided: HashMap<SnapshotId, AtEvent>,
 }
 
@@ -46,7 +49,7 @@ impl Reader {
         &self,
         room: RoomSn,
         user: &UserId,
-        ignored: BTreeSet<OwnedUserId>,
+        ignored: Arc<BTreeSet<OwnedUserId>>,
     ) -> Result<Viewer, StoreError> {
         let row = self.store().get(&MEMBERSHIPS, &(user.to_string(), room)).await?;
         let (membership, forgotten) =
@@ -66,7 +69,7 @@ impl Reader {
         &self,
         room: RoomSn,
         user: &UserId,
-        ignored: BTreeSet<OwnedUserId>,
+        ignored: Arc<BTreeSet<OwnedUserId>>,
     ) -> Result<Viewer, StoreError> {
         self.viewer_with(room, user, Some(Membership::Join), false, Presence::Joined, ignored).await
     }
@@ -78,7 +81,7 @@ impl Reader {
         membership: Option<Membership>,
         forgotten: bool,
         presence: Presence,
-        ignored: BTreeSet<OwnedUserId>,
+        ignored: Arc<BTreeSet<OwnedUserId>>,
     ) -> Result<Viewer, StoreError> {
         Ok(Viewer {
             user: user.to_owned(),
@@ -138,21 +141,51 @@ impl Reader {
     }
 
     async fn at_snapshot(&self, viewer: &Viewer, snapshot: SnapshotId) -> Result<AtEvent, StoreError> {
-        let room = viewer.room;
         let mut at = AtEvent { visibility: HistoryVisibility::default(), membership: None };
         if let Some(key) = viewer.visibility_key
-            && let Some(event) = self.lookup(room, snapshot, key).await?
-            && let Some(event) = self.event(room, event).await?
+            && let Some(event) = self.lookup(viewer.room, snapshot, key).await?
         {
-            at.visibility = visibility_of(&event);
+            at.visibility = self.deciding(viewer.room, event).await?.visibility;
         }
         if let Some(key) = viewer.member_key
-            && let Some(event) = self.lookup(room, snapshot, key).await?
-            && let Some(event) = self.event(room, event).await?
+            && let Some(event) = self.lookup(viewer.room, snapshot, key).await?
         {
-            at.membership = event.membership;
+            at.membership = self.deciding(viewer.room, event).await?.membership;
         }
         Ok(at)
+    }
+
+    /// What a state event says about visibility. Redaction leaves both fields as they are, so that this never changes.
+    async fn deciding(&self, room: RoomSn, event: EventSn) -> Result<AtEvent, StoreError> {
+        if let Some(decided) = self.inner.deciding.get(&(room, event)) {
+            return Ok(decided);
+        }
+        let mut decided = AtEvent { visibility: HistoryVisibility::default(), membership: None };
+        if let Some(event) = self.event(room, event).await? {
+            decided = AtEvent { visibility: visibility_of(&event), membership: event.membership };
+        }
+        self.inner.deciding.insert((room, event), decided);
+        Ok(decided)
+    }
+
+    /// Where the user's present time in a room began: the first of the joins that replaced each other.
+    pub async fn joined_at(
+        &self,
+        room: RoomSn,
+        member: EventSn,
+    ) -> Result<Option<TimelineOrder>, StoreError> {
+        let mut began = None;
+        let mut next = Some(member);
+        for _ in 0..MAX_STINTS {
+            let Some(event) = next else { break };
+            let Some(event) = self.event(room, event).await? else { break };
+            if event.membership != Some(Membership::Join) {
+                break;
+            }
+            began = Some(TimelineOrder::live(event.position));
+            next = event.replaces;
+        }
+        Ok(began)
     }
 }
 

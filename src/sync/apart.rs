@@ -1,0 +1,180 @@
+//! Rooms to which the user is not joined: invites, knocks, and those that were left.
+
+use std::sync::Arc;
+
+use hearth_rooms::{
+    Membership, RoomSn, TimelineOrder,
+    read::{RoomEvent, Shown, Stretch, TimelineToken},
+};
+use hearth_store::StoreError;
+use ruma::{RoomId, UserId};
+
+use super::{
+    ClientSync, Round,
+    joined::{Entry, Timeline},
+    room_state::StateBounds,
+    tracker::Place,
+    write::{List, Written},
+};
+
+/// The state that those see who are invited or knock.
+const STRIPPED: [&str; 8] = [
+    "m.room.create",
+    "m.room.join_rules",
+    "m.room.name",
+    "m.room.canonical_alias",
+    "m.room.avatar",
+    "m.room.topic",
+    "m.room.encryption",
+    "m.room.history_visibility",
+];
+
+impl ClientSync {
+    /// Writes an invite or a knock; whether there was any to write.
+    pub(super) async fn outside(
+        &self,
+        round: &Round<'_>,
+        room: RoomSn,
+        place: Place,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, StoreError> {
+        if round.since.is_some_and(|since| place.since <= since.position && !round.request.full_state) {
+            return Ok(false);
+        }
+        let user = &round.request.user;
+        let Some(row) = self.reader.membership_of(user, room).await? else { return Ok(false) };
+        let is_invite = place.membership == Membership::Invite;
+        if is_invite && (round.ignored.contains(&row.value.sender) || self.blocks_invites(user).await?) {
+            return Ok(false);
+        }
+        out.extend_from_slice(if is_invite { b"{\"invite_state\":" } else { b"{\"knock_state\":" });
+        out.extend_from_slice(b"{\"events\":[");
+        let mut events = List::new(out);
+        match row.value.event {
+            Some(_) => {
+                for event in self.stripped_state(round, room, place, &row.value.sender).await? {
+                    event.client.write_stripped(events.next());
+                }
+            }
+            None => {
+                if let Some(row) = self.reader.out_of_band(user, room).await? {
+                    for event in &row.stripped_state {
+                        events.next().extend_from_slice(event.as_bytes());
+                    }
+                    if let Ok(event) = self.reader.event_out_of_band(&row) {
+                        event.write_stripped(events.next());
+                    }
+                }
+            }
+        }
+        out.extend_from_slice(b"]}}");
+        Ok(true)
+    }
+
+    /// What someone who is not in the room is shown of its state.
+    async fn stripped_state(
+        &self,
+        round: &Round<'_>,
+        room: RoomSn,
+        place: Place,
+        sender: &UserId,
+    ) -> Result<Vec<Arc<RoomEvent>>, StoreError> {
+        let at = place.since.min(round.next.position);
+        let Some(snapshot) = self.reader.snapshot_at(room, at).await? else { return Ok(Vec::new()) };
+        let mut events = Vec::new();
+        for kind in STRIPPED {
+            events.extend(self.reader.state_event(room, snapshot, kind, "").await?);
+        }
+        let me = round.request.user.as_str();
+        let who = [sender.as_str(), me];
+        let who = if sender.as_str() == me { &who[1..] } else { &who[..] };
+        for user in who {
+            events.extend(self.reader.state_event(room, snapshot, "m.room.member", user).await?);
+        }
+        Ok(events)
+    }
+
+    /// Whether the user wants no invites at all.
+    async fn blocks_invites(&self, user: &UserId) -> Result<bool, StoreError> {
+        #[derive(serde::Deserialize)]
+        struct Content {
+            default_action: Option<String>,
+        }
+        let content = self.users.account_data(user, None, "m.invite_permission_config").await?;
+        let content = content.and_then(|content| serde_json::from_str::<Content>(content.get()).ok());
+        Ok(content.is_some_and(|content| content.default_action.as_deref() == Some("block")))
+    }
+
+    /// Writes a room that was left or from which the user was banned, up to then; whether there was anything.
+    pub(super) async fn left(
+        &self,
+        round: &Round<'_>,
+        room: RoomSn,
+        room_id: &RoomId,
+        place: Place,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, StoreError> {
+        let is_old = round.since.is_none_or(|since| place.since <= since.position);
+        let everything = round.since.is_none() || round.request.full_state;
+        if place.since > round.next.position
+            || (is_old && !(everything && round.request.filter.room.include_leave))
+        {
+            return Ok(false);
+        }
+        let user = &round.request.user;
+        let mut viewer = self.reader.viewer(room, user, round.ignored.clone()).await?;
+        let end = TimelineOrder::live(place.since);
+        let since = round.since.filter(|_| !round.request.full_state);
+        let after = since.map_or(TimelineOrder::START, |since| TimelineOrder::live(since.position));
+        let mut timeline = Timeline { events: Vec::new(), limited: false, prev: TimelineToken::after(end) };
+        let held = match since {
+            Some(since) => self.reader.snapshot_at(room, since.position).await?,
+            None => None,
+        };
+        if viewer.was_joined() {
+            let filter = &round.request.filter.room.timeline;
+            if filter.wants_room(room_id.as_str()) && !filter.passes_none() {
+                let limit = filter.limit_or(hearth_rooms::read::DEFAULT_TIMELINE_LIMIT);
+                let stretch = Stretch { after, up_to: end };
+                self.walk_back(&mut viewer, stretch, limit, round, &mut timeline).await?;
+                timeline.finish();
+            }
+        } else if let Some(event) = self.own_member_event(room, user).await? {
+            // Who turns down an invite sees that, and nothing else of the room.
+            let order = event.order.unwrap_or(end);
+            timeline.events.push(Shown { order, event, membership: place.membership.as_str() });
+        }
+        out.push(b'{');
+        let mut list = List::new(out);
+        let entry = Entry { is_new: since.is_none(), after };
+        self.push_timeline(round, &viewer, entry, &timeline, list.key("timeline")).await?;
+        if viewer.was_joined()
+            && let Some(last) = self.reader.snapshot_at(room, place.since).await?
+        {
+            let first = timeline.events.first();
+            let start = first.and_then(|shown| shown.event.snapshot_before).unwrap_or(last);
+            let bounds = StateBounds { held, start, end: last, joined: 0, invited: 0 };
+            let state = self.room_state(round, room, room_id, bounds, &timeline.events).await?;
+            let events = state.events.iter().map(|event| Written { event, membership: None });
+            let key = round.request.state.key();
+            round
+                .style()
+                .events(&self.reader, room, events, &hearth_rooms::read::Bundles::new(), list.key(key))
+                .await?;
+        }
+        out.push(b'}');
+        Ok(true)
+    }
+
+    async fn own_member_event(
+        &self,
+        room: RoomSn,
+        user: &UserId,
+    ) -> Result<Option<Arc<RoomEvent>>, StoreError> {
+        let row = self.reader.membership_of(user, room).await?;
+        match row.and_then(|row| row.value.event) {
+            Some(event) => self.reader.event(room, event).await,
+            None => Ok(None),
+        }
+    }
+}

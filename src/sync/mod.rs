@@ -1,0 +1,425 @@
+//! `/sync`: what is new for a user, told at once or as soon as there is something.
+//! * A sync looks, and if there is nothing, waits and looks again: it has subscribed before it looked ([`tracker`]), so
+//!   that nothing can come between.
+//! * It reads up to a position that is on the disk, and its token names that position: the next sync begins there.
+//! * Answers are written as bytes of events that were serialised once; nothing here builds JSON values of events.
+
+mod apart;
+mod joined;
+mod lazy;
+mod request;
+mod room_state;
+pub mod tracker;
+mod unread;
+mod write;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+};
+
+use hearth_rooms::{
+    Membership, RoomSn,
+    read::{Device, FilterDefinition, FilterError, Reader, SyncToken},
+};
+use hearth_store::{Store, StoreError, StreamPosition};
+use hearth_users::{AccountDataChanges, Users, Volatile};
+use quick_cache::sync::Cache;
+use ruma::{OwnedUserId, RoomId};
+use tokio::{sync::broadcast::error::RecvError, time::Instant};
+
+pub use self::request::{MAX_TIMEOUT, StateWanted, SyncRequest};
+use self::{
+    lazy::{LazyMembers, SentMembers},
+    tracker::{Active, Place, Tracker},
+    unread::Unread,
+    write::{List, Style, push_content_event},
+};
+
+/// Filters that are kept parsed.
+const FILTERS_KEPT: usize = 2_000;
+/// Users whose presence is told in one answer.
+const MAX_PRESENCE: usize = 500;
+/// Sections of `rooms`, by their names.
+type Sections = BTreeMap<&'static str, Vec<u8>>;
+
+/// Serves `/sync`. Cheap to clone.
+#[derive(Clone)]
+pub struct ClientSync {
+    inner: Arc<Inner>,
+}
+
+/// The parts of a [`ClientSync`].
+pub struct Inner {
+    store: Store,
+    reader: Reader,
+    users: Users,
+    tracker: Tracker,
+    unread: Unread,
+    lazy: LazyMembers,
+    filters: Cache<Box<str>, Arc<FilterDefinition>>,
+    clock: hearth_users::Clock,
+    boot: u32,
+}
+
+impl std::ops::Deref for ClientSync {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+/// Why a sync is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    #[error("the token is from the future of this server")]
+    FutureToken,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// One look at what is new.
+struct Round<'a> {
+    request: &'a SyncRequest,
+    active: &'a Active,
+    since: Option<SyncToken>,
+    next: SyncToken,
+    ignored: Arc<BTreeSet<OwnedUserId>>,
+    /// What changed of the user's account data.
+    own: AccountDataChanges,
+    sent: Arc<SentMembers>,
+    now_ms: u64,
+}
+
+impl<'a> Round<'a> {
+    fn style(&self) -> Style<'a> {
+        let device = Device { user: self.request.user.as_str(), device: self.request.device.as_str() };
+        Style { filter: &self.request.filter, device, now_ms: self.now_ms }
+    }
+}
+
+impl ClientSync {
+    /// Begins to follow what happens. `boot` tells this process from all others.
+    pub fn start(store: Store, reader: Reader, users: Users, clock: hearth_users::Clock, boot: u32) -> Self {
+        let tracker = Tracker::start(store.clone(), reader.clone());
+        let inner = Inner {
+            unread: Unread::new(reader.clone(), users.clone()),
+            lazy: LazyMembers::new(),
+            filters: Cache::new(FILTERS_KEPT),
+            store,
+            reader,
+            users,
+            tracker,
+            clock,
+            boot,
+        };
+        let sync = Self { inner: Arc::new(inner) };
+        tokio::spawn(sync.clone().follow_volatile());
+        sync
+    }
+
+    /// Who follows changes for those who sync, for others who wait for them too.
+    pub fn tracker(&self) -> &Tracker {
+        &self.tracker
+    }
+
+    /// A filter given as JSON, parsed once.
+    pub fn parse_filter(&self, json: &str) -> Result<Arc<FilterDefinition>, FilterError> {
+        if let Some(filter) = self.filters.get(json) {
+            return Ok(filter);
+        }
+        let filter = Arc::new(FilterDefinition::parse(json)?);
+        self.filters.insert(json.into(), filter.clone());
+        Ok(filter)
+    }
+
+    /// The token of now: what a client that knows everything would sync from.
+    pub async fn now(&self) -> SyncToken {
+        let (typing, presence) = (self.users.typing().counter(), self.users.presence().counter());
+        let position = self.tracker.caught_up().await;
+        SyncToken { epoch: self.store.epoch(), position, boot: self.boot, typing, presence }
+    }
+
+    /// Answers a request, when there is something to tell or its time is up.
+    pub async fn sync(&self, request: &SyncRequest) -> Result<Vec<u8>, SyncError> {
+        let deadline = Instant::now() + request.timeout.min(MAX_TIMEOUT);
+        let _here = self.users.presence().syncing(&request.user, &request.set_presence);
+        let device = (request.user.clone(), request.device.clone());
+        let sent = self.lazy.of(&device, request.since);
+        let mut since = request.since;
+        loop {
+            let active = self.tracker.active(&request.user).await?;
+            let mut wakening = active.wakening();
+            let next = self.now().await;
+            since = self.usable(since, next)?;
+            let answer = self.look(request, &active, since, next, sent.clone()).await?;
+            let at_once = since.is_none() || request.full_state || Instant::now() >= deadline;
+            if answer.is_news || at_once {
+                sent.answered(next);
+                return Ok(answer.json);
+            }
+            // Nothing up to here concerns this client: the next look begins behind it.
+            since = Some(next);
+            if active.is_stale() {
+                continue;
+            }
+            tokio::select! {
+                () = wakening.wait() => {}
+                () = tokio::time::sleep_until(deadline) => {}
+            }
+        }
+    }
+
+    /// Checks a token against the store. One from before a backup was restored may name what is no longer there: the
+    /// client begins anew.
+    fn usable(&self, since: Option<SyncToken>, next: SyncToken) -> Result<Option<SyncToken>, SyncError> {
+        let Some(since) = since else { return Ok(None) };
+        if since.position <= next.position {
+            return Ok(Some(since));
+        }
+        if since.epoch < next.epoch { Ok(None) } else { Err(SyncError::FutureToken) }
+    }
+
+    async fn look(
+        &self,
+        request: &SyncRequest,
+        active: &Active,
+        since: Option<SyncToken>,
+        next: SyncToken,
+        sent: Arc<SentMembers>,
+    ) -> Result<Answer, StoreError> {
+        let user = &request.user;
+        let own =
+            self.users.account_data_changes(user, since.map(|since| since.position), next.position).await?;
+        let ignored = self.users.ignored_users(user).await?;
+        let now_ms = (self.clock)();
+        let round = Round { request, active, since, next, ignored, own, sent, now_ms };
+        let sections = self.sections(&round).await?;
+        let mut json = Vec::with_capacity(256 + sections.values().map(Vec::len).sum::<usize>());
+        json.push(b'{');
+        let mut list = List::new(&mut json);
+        let mut is_news = !sections.is_empty();
+        if !sections.is_empty() {
+            let out = list.key("rooms");
+            out.push(b'{');
+            let mut rooms = List::new(out);
+            for (section, body) in &sections {
+                let out = rooms.key(section);
+                out.push(b'{');
+                out.extend_from_slice(body);
+                out.push(b'}');
+            }
+            out.push(b'}');
+        }
+        is_news |= push_account_data(&round, &mut list);
+        is_news |= self.push_presence(&round, &mut list).await?;
+        // Encryption comes with its own chapter; clients count on these fields being there.
+        list.key("device_one_time_keys_count").extend_from_slice(b"{}");
+        list.key("device_unused_fallback_key_types").extend_from_slice(b"[]");
+        hearth_rooms::read::push_str(list.key("next_batch"), &next.to_string());
+        json.push(b'}');
+        Ok(Answer { json, is_news })
+    }
+
+    /// The rooms in which something is new, by how the user stands to them.
+    async fn sections(&self, round: &Round<'_>) -> Result<Sections, StoreError> {
+        let mut sections = Sections::new();
+        for (room, place) in self.changed_rooms(round).await? {
+            let Some(info) = self.reader.room(room).await? else { continue };
+            let room_id: &RoomId = &info.room_id;
+            if !round.request.filter.room.wants_room(room_id.as_str()) {
+                continue;
+            }
+            let section = match place.membership {
+                Membership::Join => "join",
+                Membership::Invite => "invite",
+                Membership::Knock => "knock",
+                Membership::Leave | Membership::Ban => "leave",
+            };
+            let out = sections.entry(section).or_default();
+            let start = out.len();
+            let mut list = List::going_on(out);
+            let out = list.key(room_id.as_str());
+            let written = match place.membership {
+                Membership::Join => self.joined(round, room, room_id, place, out).await?,
+                Membership::Invite | Membership::Knock => self.outside(round, room, place, out).await?,
+                Membership::Leave | Membership::Ban => self.left(round, room, room_id, place, out).await?,
+            };
+            if !written {
+                out.truncate(start);
+            }
+        }
+        sections.retain(|_, body| !body.is_empty());
+        Ok(sections)
+    }
+
+    /// The rooms that may have something new, each once.
+    async fn changed_rooms(&self, round: &Round<'_>) -> Result<Vec<(RoomSn, Place)>, StoreError> {
+        let Some(since) = round.since.filter(|_| !round.request.full_state) else {
+            return Ok(round.active.places());
+        };
+        let mut rooms = round.active.changed_after(since.position);
+        let mut known: HashSet<RoomSn> = rooms.iter().map(|(room, _)| *room).collect();
+        let typing = self.users.typing();
+        let seen = if since.boot == self.boot { since.typing } else { 0 };
+        let mut others: Vec<RoomSn> = Vec::new();
+        if typing.counter() > seen {
+            match typing.rooms_since(seen) {
+                Some(rooms) => {
+                    for room_id in rooms {
+                        others.extend(self.reader.room_sn(&room_id).await?);
+                    }
+                }
+                None => others.extend(round.active.places().into_iter().map(|(room, _)| room)),
+            }
+        }
+        for room_id in round.own.rooms.keys() {
+            others.extend(self.reader.room_sn(room_id).await?);
+        }
+        others.extend(self.rooms_with_receipts(round, since.position).await?);
+        for room in others {
+            if known.insert(room)
+                && let Some(place) = round.active.place(room)
+            {
+                rooms.push((room, place));
+            }
+        }
+        Ok(rooms)
+    }
+
+    /// Receipts move the tracker's lists while it runs; what came before it started is asked for.
+    async fn rooms_with_receipts(
+        &self,
+        round: &Round<'_>,
+        since: StreamPosition,
+    ) -> Result<Vec<RoomSn>, StoreError> {
+        if since >= self.tracker.started_at() {
+            return Ok(Vec::new());
+        }
+        let mut rooms = Vec::new();
+        for (room, place) in round.active.places() {
+            if place.is_joined()
+                && let Some(info) = self.reader.room(room).await?
+                && self.users.receipts_changed_since(&info.room_id, since)
+            {
+                rooms.push(room);
+            }
+        }
+        Ok(rooms)
+    }
+
+    /// Writes the presence of those who share a room with the user; whether any changed.
+    async fn push_presence(&self, round: &Round<'_>, list: &mut List<'_>) -> Result<bool, StoreError> {
+        let presence = self.users.presence();
+        let filter = &round.request.filter.presence;
+        if !presence.enabled() || filter.passes_none() || !filter.wants_type("m.presence") {
+            return Ok(false);
+        }
+        let seen = round.since.filter(|since| since.boot == self.boot).map_or(0, |since| since.presence);
+        let (changed, _) =
+            presence.changes_since(seen, MAX_PRESENCE, |user| filter.wants_sender(user.as_str()));
+        if changed.is_empty() {
+            return Ok(false);
+        }
+        let mine: HashSet<RoomSn> = round
+            .active
+            .places()
+            .into_iter()
+            .filter(|(_, place)| place.is_joined())
+            .map(|(room, _)| room)
+            .collect();
+        let mut events = Vec::new();
+        let mut told = List::new(&mut events);
+        for (user, view) in changed {
+            let seen_by_me = user == round.request.user || self.shares_room(&mine, &user).await?;
+            if seen_by_me && !round.ignored.contains(&user) {
+                let mut content = serde_json::json!({ "presence": view.presence.as_str() });
+                if let Some(message) = &view.status_msg {
+                    content["status_msg"] = message.as_str().into();
+                }
+                if let Some(ago) = view.last_active_ago_ms {
+                    content["last_active_ago"] = ago.into();
+                }
+                content["currently_active"] = view.currently_active.into();
+                let event = serde_json::json!({ "type": "m.presence", "sender": user, "content": content });
+                told.next().extend_from_slice(event.to_string().as_bytes());
+            }
+        }
+        if events.is_empty() {
+            return Ok(false);
+        }
+        let out = list.key("presence");
+        out.extend_from_slice(b"{\"events\":[");
+        out.extend_from_slice(&events);
+        out.extend_from_slice(b"]}");
+        Ok(true)
+    }
+
+    async fn shares_room(&self, mine: &HashSet<RoomSn>, user: &OwnedUserId) -> Result<bool, StoreError> {
+        let rooms = self.rooms_of(user).await?;
+        Ok(rooms.iter().any(|room| mine.contains(room)))
+    }
+
+    async fn rooms_of(&self, user: &OwnedUserId) -> Result<Vec<RoomSn>, StoreError> {
+        if let Some(rooms) = self.tracker.joined_rooms(user) {
+            return Ok(rooms);
+        }
+        let rows = self.reader.memberships_of(user).await?;
+        let joined = rows.into_iter().filter(|(_, row)| row.value.membership == Membership::Join);
+        Ok(joined.map(|(room, _)| room).collect())
+    }
+
+    /// Wakes those who wait for what is not in the store.
+    async fn follow_volatile(self) {
+        let mut changes = self.users.volatile_changes();
+        loop {
+            let outcome = match changes.recv().await {
+                Ok(Volatile::Typing(room)) => self.wake_for_typing(&room).await,
+                Ok(Volatile::Presence(user)) => self.wake_for_presence(&user).await,
+                Err(RecvError::Lagged(_)) => {
+                    self.tracker.wake_all();
+                    Ok(())
+                }
+                Err(RecvError::Closed) => return,
+            };
+            if let Err(error) = outcome {
+                tracing::error!(%error, "who waits for typing or presence cannot be found");
+            }
+        }
+    }
+
+    async fn wake_for_typing(&self, room: &RoomId) -> Result<(), StoreError> {
+        if let Some(room) = self.reader.room_sn(room).await? {
+            self.tracker.wake_room(room);
+        }
+        Ok(())
+    }
+
+    async fn wake_for_presence(&self, user: &OwnedUserId) -> Result<(), StoreError> {
+        let rooms = self.rooms_of(user).await?;
+        self.tracker.wake_around(user, &rooms);
+        Ok(())
+    }
+}
+
+struct Answer {
+    json: Vec<u8>,
+    is_news: bool,
+}
+
+fn push_account_data(round: &Round<'_>, list: &mut List<'_>) -> bool {
+    let filter = &round.request.filter.account_data;
+    let wanted: Vec<_> = round.own.global.iter().filter(|(kind, _)| filter.wants_type(kind)).collect();
+    if wanted.is_empty() {
+        return false;
+    }
+    let out = list.key("account_data");
+    out.extend_from_slice(b"{\"events\":[");
+    let mut events = List::new(out);
+    for (kind, content) in wanted {
+        push_content_event(events.next(), kind, content.get());
+    }
+    out.extend_from_slice(b"]}");
+    true
+}
