@@ -13,6 +13,7 @@ use crate::events::{Events, RoomInfo};
 use crate::ids::{RoomSn, StateKeySn};
 use crate::kind::Kind;
 use crate::lane::Lanes;
+use crate::read::Reader;
 use crate::seams::Clock;
 use crate::snapshot::Snapshots;
 use crate::tables::{
@@ -60,6 +61,7 @@ struct Inner {
     overlay: Overlay,
     events: Events,
     snapshots: Snapshots,
+    reader: Reader,
     lanes: Lanes,
     sequence: AtomicU64,
     numbers: tokio::sync::Mutex<Range<u32>>,
@@ -71,9 +73,11 @@ struct Inner {
 impl Rooms {
     pub fn new(store: Store, servers: LocalServers, clock: Arc<dyn Clock>, options: &RoomsOptions) -> Self {
         let overlay = Overlay::default();
+        let snapshots = Snapshots::new(store.clone(), overlay.clone(), options.state_cache_bytes);
         let rooms = Rooms(Arc::new(Inner {
             events: Events::new(store.clone(), overlay.clone(), options.event_cache_bytes),
-            snapshots: Snapshots::new(store.clone(), overlay.clone(), options.state_cache_bytes),
+            reader: Reader::new(store.clone(), snapshots.clone()),
+            snapshots,
             store,
             servers,
             clock,
@@ -104,6 +108,11 @@ impl Rooms {
 
     pub fn snapshots(&self) -> &Snapshots {
         &self.0.snapshots
+    }
+
+    /// What clients are shown of rooms.
+    pub fn reader(&self) -> &Reader {
+        &self.0.reader
     }
 
     pub fn now_ms(&self) -> u64 {
