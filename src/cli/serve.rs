@@ -35,6 +35,7 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
             return Err(error.into());
         }
     };
+    super::admin::listen(app.clone())?;
     front.open(Dispatcher::new(app.clone(), &server::routes())?);
     tracing::info!("ready");
     serving.await?;

@@ -1,0 +1,127 @@
+//! `hearth inspect`: the tables of the store, and their rows in words.
+
+use hearth_store::{KeyPart, Order, Scan, Space, Store, StoreError, Table, Value};
+use serde::{Deserialize, Serialize};
+
+use super::Failure;
+
+/// What is asked about the store.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Question {
+    /// Which table; none: a list of all.
+    pub table: Option<String>,
+    /// Only keys that begin with these bytes, in hexadecimal digits.
+    pub prefix: Option<String>,
+    /// Rows at most.
+    pub limit: usize,
+}
+
+/// A table that can be read without knowing its types.
+pub struct Readable {
+    name: &'static str,
+    space: Space,
+    /// A row in words; `None` where it cannot be read.
+    decode: Box<dyn Fn(&[u8], &[u8]) -> Result<String, StoreError> + Send + Sync>,
+}
+
+impl Readable {
+    /// A table whose rows may be shown.
+    pub fn of<K, V>(table: Table<K, V>) -> Self
+    where
+        K: KeyPart + std::fmt::Debug + 'static,
+        V: Value + std::fmt::Debug + 'static,
+    {
+        let decode = move |key: &[u8], value: &[u8]| {
+            let (key, value) = table.decode_row(key, value)?;
+            Ok(format!("{key:?} => {value:?}"))
+        };
+        Self { name: table.name(), space: table.space(), decode: Box::new(decode) }
+    }
+
+    /// A table whose values are nobody's business.
+    pub fn secret<K, V>(table: Table<K, V>) -> Self
+    where
+        K: KeyPart + std::fmt::Debug + 'static,
+        V: Value + 'static,
+    {
+        let decode = move |key: &[u8], value: &[u8]| {
+            let (key, _) = table.decode_row(key, value)?;
+            Ok(format!("{key:?} => (secret)"))
+        };
+        Self { name: table.name(), space: table.space(), decode: Box::new(decode) }
+    }
+}
+
+/// All tables that are known by name.
+fn tables() -> Vec<Readable> {
+    use hearth_users::tables as users;
+
+    use crate::tables as server;
+    vec![Readable::of(users::ACCOUNTS), Readable::secret(users::PASSWORDS), Readable::of(server::SERVER)]
+}
+
+/// The answer, a line for each table or row.
+pub async fn answer(store: &Store, question: &Question) -> Result<Vec<String>, Failure> {
+    let tables = tables();
+    let Some(name) = &question.table else { return list(store, &tables).await };
+    let table = tables.iter().find(|table| table.name == name).ok_or_else(|| {
+        let nearest = tables
+            .iter()
+            .max_by(|a, b| strsim::jaro_winkler(a.name, name).total_cmp(&strsim::jaro_winkler(b.name, name)));
+        let nearest = nearest.map_or("", |table| table.name);
+        format!("there is no table \"{name}\"; did you mean \"{nearest}\"?")
+    })?;
+    let mut start = vec![table.space.0];
+    start.extend(bytes(question.prefix.as_deref().unwrap_or_default())?);
+    let end = after_all(&start);
+    let scan = Scan { start: &start, end: &end, order: Order::Forward, limit: question.limit };
+    let rows = store.scan(scan).await?;
+    Ok(rows.iter().map(|(key, value)| row(table, key, value)).collect())
+}
+
+fn row(table: &Readable, key: &[u8], value: &[u8]) -> String {
+    let words = match (table.decode)(key, value) {
+        Ok(words) => words,
+        // A long value in pieces, or a damaged row: at least its bytes.
+        Err(_) => format!("{} bytes: {}", value.len(), hex(value)),
+    };
+    format!("{}  {words}", hex(&key[1.min(key.len())..]))
+}
+
+/// More rows than these are not counted.
+const COUNTED: usize = 100_000;
+
+async fn list(store: &Store, tables: &[Readable]) -> Result<Vec<String>, Failure> {
+    let mut lines = Vec::new();
+    for table in tables {
+        let (start, end) = ([table.space.0], [table.space.0 + 1]);
+        let scan = Scan { start: &start, end: &end, order: Order::Forward, limit: COUNTED };
+        let rows = store.scan(scan).await?;
+        let bytes: usize = rows.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let more = if rows.len() == COUNTED { " and more" } else { "" };
+        lines.push(format!("{:28} {:>8} rows {:>12} bytes{more}", table.name, rows.len(), bytes));
+    }
+    Ok(lines)
+}
+
+fn after_all(prefix: &[u8]) -> Vec<u8> {
+    let kept = prefix.iter().rposition(|&byte| byte != 0xff).map_or(0, |at| at + 1);
+    let mut end = prefix[..kept].to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn bytes(hex: &str) -> Result<Vec<u8>, Failure> {
+    let wrong = || Failure::from(format!("\"{hex}\" is not a row of hexadecimal digits"));
+    if !hex.is_ascii() || hex.len() % 2 == 1 {
+        return Err(wrong());
+    }
+    let digits = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16));
+    digits.collect::<Result<_, _>>().map_err(|_| wrong())
+}
