@@ -10,6 +10,7 @@ use std::{
 
 use hearth_dag::{Keypair, LocalServers, Signer};
 use hearth_federation::{KeyError, load_or_create_key};
+use hearth_rooms::{Rooms, RoomsOptions, SystemClock, read::Reader};
 use hearth_store::{Commit, CommitError, Store, StoreError, StoreOptions};
 use hearth_users::{AuthenticateError, Options, PasswordCost, PresenceOptions, Users};
 use http::StatusCode;
@@ -35,6 +36,10 @@ pub struct Parts {
     pub store: Store,
     /// Accounts, sessions and what belongs to users.
     pub users: Users,
+    /// What happens in rooms.
+    pub rooms: Rooms,
+    /// What clients are shown of rooms.
+    pub reader: Reader,
     /// The server's signing key.
     pub key: Arc<Keypair>,
     /// Whose users are ours.
@@ -69,6 +74,8 @@ hands_out! {
     config: Arc<Config>,
     store: Store,
     users: Users,
+    rooms: Rooms,
+    reader: Reader,
     key: Arc<Keypair>,
     local_servers: LocalServers,
     media: Media,
@@ -149,7 +156,21 @@ impl App {
         let media = media.map_err(|source| OpenError::File { path: folder, source })?;
         let rate_limits = Arc::new(RateLimits::new(config.rates()));
         let users = Users::open(store.clone(), user_options(&config));
-        Ok(Self(Arc::new(Parts { config, store, users, key, local_servers, media, rate_limits, shutdown })))
+        let options = RoomsOptions::default();
+        let rooms = Rooms::new(store.clone(), local_servers.clone(), Arc::new(SystemClock), &options);
+        let reader = rooms.reader().clone();
+        Ok(Self(Arc::new(Parts {
+            config,
+            store,
+            users,
+            rooms,
+            reader,
+            key,
+            local_servers,
+            media,
+            rate_limits,
+            shutdown,
+        })))
     }
 
     /// Brings everything to the disk. The store's files are free when the last clone of the app is gone.

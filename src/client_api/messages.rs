@@ -13,7 +13,9 @@ use ruma::{
 use serde::Deserialize;
 
 use super::reading::{self, EventWriter, push_field};
-use crate::http::{JsonResult, LocalUser, MatrixError, PathArgs, Query, RateClass, RawJson, Route, Routes, Specimen};
+use crate::http::{
+    JsonResult, LocalUser, MatrixError, PathArgs, Query, RateClass, RawJson, Route, Routes, Specimen,
+};
 
 /// The chapter's endpoints.
 pub fn routes(routes: &mut Routes) {
@@ -129,8 +131,7 @@ async fn event(
 ) -> JsonResult {
     let viewer = reading::viewer(&reader, &users, &user, &room_id).await?;
     let mut viewer = viewer.ok_or_else(reading::no_such_event)?;
-    let shown =
-        reader.visible_event(&mut viewer, &event_id).await?.ok_or_else(reading::no_such_event)?;
+    let shown = reader.visible_event(&mut viewer, &event_id).await?.ok_or_else(reading::no_such_event)?;
     let writer = EventWriter::new(&user, &room_id);
     let bundles = writer.bundles(&reader, &viewer, [&shown]).await?;
     let mut out = Vec::with_capacity(1024);

@@ -2,13 +2,21 @@
 //! Each chapter lists its endpoints in `routes`; this file only gathers them.
 
 pub mod account;
+pub mod context;
 pub mod devices;
 pub mod discovery;
 pub mod login;
 pub mod media;
+pub mod messages;
+pub mod reading;
 pub mod registration;
+pub mod relations;
+pub mod rooms;
+pub mod state;
+pub mod threads;
 pub mod uia;
 mod user_errors;
+mod writing;
 
 use crate::http::Routes;
 
@@ -21,5 +29,11 @@ pub fn routes() -> Routes {
     account::routes(&mut routes);
     devices::routes(&mut routes);
     media::routes(&mut routes);
+    rooms::routes(&mut routes);
+    state::routes(&mut routes);
+    messages::routes(&mut routes);
+    context::routes(&mut routes);
+    relations::routes(&mut routes);
+    threads::routes(&mut routes);
     routes
 }

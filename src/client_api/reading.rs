@@ -22,7 +22,7 @@ pub async fn viewer(
 ) -> Result<Option<Viewer>, MatrixError> {
     let Some(room) = reader.room_sn(room_id).await? else { return Ok(None) };
     let ignored = users.ignored_users(&user.user_id).await?;
-    Ok(Some(reader.viewer(room, &user.user_id, ignored.as_ref().clone()).await?))
+    Ok(Some(reader.viewer(room, &user.user_id, ignored).await?))
 }
 
 /// The asker in a room of which they may read something: they are or were in it, or everybody may.

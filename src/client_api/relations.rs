@@ -21,9 +21,7 @@ use crate::http::{JsonResult, LocalUser, PathArgs, Query, RawJson, Route, Routes
 /// The chapter's endpoints.
 pub fn routes(routes: &mut Routes) {
     let specimen = |path| Specimen::path(path).outsider(404, "M_NOT_FOUND");
-    routes.add(
-        Route::of::<get_relating_events::v1::Request>().specimen(specimen("$room $event")).to(all),
-    );
+    routes.add(Route::of::<get_relating_events::v1::Request>().specimen(specimen("$room $event")).to(all));
     routes.add(
         Route::of::<get_relating_events_with_rel_type::v1::Request>()
             .specimen(specimen("$room $event m.annotation"))
