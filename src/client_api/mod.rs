@@ -2,19 +2,29 @@
 //! Each chapter lists its endpoints in `routes`; this file only gathers them.
 
 pub mod account;
+pub mod account_data;
 pub mod context;
 pub mod devices;
 pub mod discovery;
+pub mod filter;
 pub mod login;
 pub mod media;
 pub mod messages;
+pub mod presence;
+pub mod profile;
+pub mod push_rules;
 pub mod reading;
+pub mod receipts;
 pub mod registration;
 pub mod relations;
 pub mod rooms;
+pub mod sharing;
 pub mod state;
+pub mod tags;
 pub mod threads;
+pub mod typing;
 pub mod uia;
+pub mod user_directory;
 mod user_errors;
 mod writing;
 
@@ -35,5 +45,14 @@ pub fn routes() -> Routes {
     context::routes(&mut routes);
     relations::routes(&mut routes);
     threads::routes(&mut routes);
+    account_data::routes(&mut routes);
+    filter::routes(&mut routes);
+    presence::routes(&mut routes);
+    profile::routes(&mut routes);
+    push_rules::routes(&mut routes);
+    receipts::routes(&mut routes);
+    tags::routes(&mut routes);
+    typing::routes(&mut routes);
+    user_directory::routes(&mut routes);
     routes
 }

@@ -118,7 +118,8 @@ impl From<PushRuleError> for MatrixError {
     fn from(error: PushRuleError) -> Self {
         let message = error.to_string();
         match error {
-            PushRuleError::NotFound | PushRuleError::UnknownNeighbour => MatrixError::not_found(message),
+            PushRuleError::NotFound => MatrixError::not_found(message),
+            PushRuleError::UnknownNeighbour => MatrixError::unknown(message),
             PushRuleError::Invalid(_) | PushRuleError::Predefined => MatrixError::invalid_param(message),
             PushRuleError::TooMany => MatrixError::too_large(message),
             PushRuleError::Users(error) => error.into(),
