@@ -16,19 +16,21 @@ const MEMBERS: usize = 5_000;
 
 /// What all devices were sent.
 pub struct LazyMembers {
-    devices: Cache<(OwnedUserId, OwnedDeviceId), Arc<SentMembers>>,
-}
-
-/// What one device was sent.
-#[derive(Default)]
-pub struct SentMembers {
-    state: Mutex<State>,
+    devices: Cache<(OwnedUserId, OwnedDeviceId), Arc<Mutex<Sent>>>,
 }
 
 #[derive(Default)]
-struct State {
+struct Sent {
     token: Option<SyncToken>,
-    members: HashMap<(RoomSn, StateKeySn), EventSn>,
+    members: Members,
+}
+
+type Members = HashMap<(RoomSn, StateKeySn), EventSn>;
+
+/// What one answer sends to its device, and what the device was sent before.
+pub struct Sending {
+    device: Arc<Mutex<Sent>>,
+    now: Mutex<Members>,
 }
 
 impl LazyMembers {
@@ -36,37 +38,41 @@ impl LazyMembers {
         Self { devices: Cache::new(DEVICES) }
     }
 
-    /// What the device was sent when it syncs from this token.
-    pub fn of(&self, device: &(OwnedUserId, OwnedDeviceId), since: Option<SyncToken>) -> Arc<SentMembers> {
+    /// For an answer to a device that syncs from this token.
+    pub fn of(&self, device: &(OwnedUserId, OwnedDeviceId), since: Option<SyncToken>) -> Sending {
         let sent = match self.devices.get(device) {
             Some(sent) => sent,
             None => {
-                let sent = Arc::new(SentMembers::default());
+                let sent = Arc::new(Mutex::new(Sent::default()));
                 self.devices.insert(device.clone(), sent.clone());
                 sent
             }
         };
-        let mut state = sent.state.lock();
+        let mut state = sent.lock();
         if since.is_none() || state.token != since {
             state.members.clear();
+            state.token = since;
         }
         drop(state);
-        sent
+        Sending { device: sent, now: Mutex::default() }
     }
 }
 
-impl SentMembers {
+impl Sending {
     /// Notes a member event; whether it is news to the device.
     pub fn is_new(&self, room: RoomSn, key: StateKeySn, event: EventSn) -> bool {
-        let mut state = self.state.lock();
-        if state.members.len() >= MEMBERS {
-            state.members.clear();
-        }
-        state.members.insert((room, key), event) != Some(event)
+        let is_known = self.device.lock().members.get(&(room, key)) == Some(&event);
+        !is_known && self.now.lock().insert((room, key), event) != Some(event)
     }
 
-    /// The token that the answer carries.
+    /// The answer is given, with this token.
     pub fn answered(&self, token: SyncToken) {
-        self.state.lock().token = Some(token);
+        let mut sent = self.device.lock();
+        let now = std::mem::take(&mut *self.now.lock());
+        if sent.members.len() + now.len() > MEMBERS {
+            sent.members.clear();
+        }
+        sent.members.extend(now);
+        sent.token = Some(token);
     }
 }

@@ -30,7 +30,7 @@ use tokio::{sync::broadcast::error::RecvError, time::Instant};
 
 pub use self::request::{MAX_TIMEOUT, StateWanted, SyncRequest};
 use self::{
-    lazy::{LazyMembers, SentMembers},
+    lazy::{LazyMembers, Sending},
     tracker::{Active, Place, Tracker},
     unread::Unread,
     write::{List, Style, push_content_event},
@@ -88,7 +88,7 @@ struct Round<'a> {
     ignored: Arc<BTreeSet<OwnedUserId>>,
     /// What changed of the user's account data.
     own: AccountDataChanges,
-    sent: Arc<SentMembers>,
+    sent: &'a Sending,
     now_ms: u64,
 }
 
@@ -153,7 +153,7 @@ impl ClientSync {
             let mut wakening = active.wakening();
             let next = self.now().await;
             since = self.usable(since, next)?;
-            let answer = self.look(request, &active, since, next, sent.clone()).await?;
+            let answer = self.look(request, &active, since, next, &sent).await?;
             let at_once = since.is_none() || request.full_state || Instant::now() >= deadline;
             if answer.is_news || at_once {
                 sent.answered(next);
@@ -187,7 +187,7 @@ impl ClientSync {
         active: &Active,
         since: Option<SyncToken>,
         next: SyncToken,
-        sent: Arc<SentMembers>,
+        sent: &Sending,
     ) -> Result<Answer, StoreError> {
         let user = &request.user;
         let own =
