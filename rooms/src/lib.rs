@@ -7,6 +7,7 @@
 mod append;
 mod auth_index;
 mod content;
+mod create;
 mod errors;
 mod event_row;
 mod events;
@@ -14,6 +15,7 @@ mod head;
 mod ids;
 mod kind;
 mod lane;
+mod membership;
 pub mod read;
 mod redaction;
 mod relations;
@@ -27,6 +29,7 @@ mod view;
 
 pub use auth_index::Reach;
 pub use content::MemberContent;
+pub use create::{CreateError, CreateRoom, CreatedRoom, InitialState, Preset};
 pub use errors::WriteError;
 pub use event_row::{EventHeader, EventRow, Relation, SentBy};
 pub use events::{Events, RoomInfo, StoredEvent};
@@ -34,6 +37,7 @@ pub use ids::{
     EventKey, EventSn, NodeRef, RecordSn, RoomSn, SnapshotId, StateKeySn, TimelineOrder, user_topic,
 };
 pub use kind::Kind;
+pub use membership::{Invite, Join, Joined, Knock, MembershipError, Profile, Removal, Remove};
 pub use redaction::redacted_because;
 pub use relations::annotation_key;
 pub use rooms::{Rooms, RoomsOptions};
