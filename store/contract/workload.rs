@@ -130,7 +130,7 @@ fn parts(writer: u64, number: u64) -> Vec<Blob> {
 
 fn long(writer: u64, number: u64) -> Blob {
     let seed = noise(writer, number, 200);
-    bytes(seed, if seed % 9 == 0 { seed % 30_000 } else { seed % 300 })
+    bytes(seed, if seed.is_multiple_of(9) { seed % 30_000 } else { seed % 300 })
 }
 
 /// Opens the store, and checks that it holds all that was acknowledged, and every commit whole or not at all.

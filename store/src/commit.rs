@@ -82,6 +82,7 @@ pub struct Commit {
     pub(crate) topics: Vec<Topic>,
     positions: u32,
     pub(crate) starts_job: bool,
+    pub(crate) skips_to: u64,
     #[serde(skip)]
     fault: Option<StoreError>,
 }
@@ -188,6 +189,7 @@ impl Commit {
         }
         self.positions += other.positions;
         self.starts_job |= other.starts_job;
+        self.skips_to = self.skips_to.max(other.skips_to);
         if let Some(fault) = other.fault {
             self.spoil(fault);
         }
@@ -198,9 +200,18 @@ impl Commit {
         slot.slot_index().map_or(slot, |n| StreamPosition::slot(n + self.positions))
     }
 
+    /// All positions from here on are larger than `position`: for stores that continue another one.
+    pub fn skip_positions(&mut self, position: StreamPosition) {
+        self.skips_to = self.skips_to.max(StreamPosition::new(position.get()).get());
+    }
+
     /// Whether nothing would be written or checked.
     pub fn is_empty(&self) -> bool {
-        self.ops.is_empty() && self.expects.is_empty() && self.topics.is_empty() && self.positions == 0
+        self.ops.is_empty()
+            && self.expects.is_empty()
+            && self.topics.is_empty()
+            && self.positions == 0
+            && self.skips_to == 0
     }
 
     /// How many rows are written or deleted.

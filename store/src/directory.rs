@@ -92,14 +92,11 @@ fn make_directory(path: &Path) -> Result<(), StoreError> {
         return Ok(());
     }
     let failed = |error| StoreError::io(path, "making the directory", error);
+    let whole = std::path::absolute(path).map_err(failed)?;
+    let missing = whole.ancestors().take_while(|ancestor| !ancestor.is_dir()).count();
     fs::create_dir_all(path).map_err(failed)?;
-    for parent in fs::canonicalize(path).map_err(failed)?.ancestors().skip(1) {
-        // Above what was made, others may own the directories.
-        if sync(parent).is_err() {
-            break;
-        }
-    }
-    Ok(())
+    // Each new name stands in the directory above it.
+    whole.ancestors().skip(1).take(missing).try_for_each(sync)
 }
 
 fn lock(path: &Path) -> Result<File, StoreError> {

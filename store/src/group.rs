@@ -14,10 +14,10 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use crate::engine::Answer;
-use crate::tables::{LAST_POSITION, TOUCHED, TOUCHED_KEPT};
+use crate::tables::{LAST, Last, TOUCHED, TOUCHED_KEPT};
 use crate::{
-    Commit, CommitError, Committed, Data, Order, Progress, Scan, StoreError, StreamPosition, VALUE_MAX, Wake,
-    chunk,
+    Commit, CommitError, Committed, Data, Encoder, Order, Progress, Scan, StoreError, StreamPosition,
+    VALUE_MAX, Value, Wake, chunk,
 };
 
 /// How many rows are applied at once, unless a single commit has more: for so long readers may have to wait.
@@ -31,8 +31,10 @@ pub(crate) trait Disk: Send + Sync + 'static {
     fn range(&self, scan: Scan<'_>) -> Result<Vec<(Data, Data)>, StoreError>;
     /// All rows or none, visible at once. `None` deletes.
     fn apply(&self, rows: &Rows<'_>) -> Result<(), StoreError>;
-    /// Returns when all that was applied is on the disk.
-    fn flush(&self) -> Result<(), StoreError>;
+    /// Returns when all that was applied, up to this batch, is on the disk.
+    fn flush(&self, batch: u64) -> Result<(), StoreError>;
+    /// Whether this is at least the last batch that was ever flushed.
+    fn check_reached(&self, batch: u64) -> Result<(), StoreError>;
     /// Whether there is space left to write.
     fn writable(&self) -> Result<(), StoreError>;
 }
@@ -57,7 +59,7 @@ pub(crate) struct Committer<D> {
     progress: Arc<Progress>,
     /// The last position given out.
     last_position: u64,
-    /// The last position that [`LAST_POSITION`] names.
+    /// The last position that [`LAST`] names.
     written_position: u64,
     last_batch: u64,
     /// The rows of [`TOUCHED`] on the disk, oldest first.
@@ -67,18 +69,16 @@ pub(crate) struct Committer<D> {
 impl<D: Disk> Committer<D> {
     /// Goes on where the disk ends.
     pub(crate) fn open(disk: Arc<D>, progress: Arc<Progress>) -> Result<Self, StoreError> {
-        let key = LAST_POSITION.key_bytes(&());
-        let last_position = match disk.get(&key)? {
-            Some(row) => LAST_POSITION.decode_value(&key, &row)?.get(),
-            None => 0,
+        let key = LAST.key_bytes(&());
+        let last = match disk.get(&key)? {
+            Some(row) => LAST.decode_value(&key, &row)?,
+            None => Last::default(),
         };
+        disk.check_reached(last.batch)?;
+        let (last_position, last_batch) = (last.position.get(), last.batch);
         let range = TOUCHED.all();
         let (start, end) = range.bounds();
         let rows = disk.range(Scan { start, end, order: Order::Forward, limit: usize::MAX })?;
-        let last_batch = match rows.last() {
-            Some((key, _)) => TOUCHED.decode_key(key)?.0,
-            None => 0,
-        };
         let touched_rows = rows.iter().map(|(key, _)| key.to_vec()).collect();
         progress.batch_becomes_visible(last_batch);
         progress.advance(last_batch, last_position, None);
@@ -115,7 +115,7 @@ impl<D: Disk> Committer<D> {
         }
         let applied = Instant::now();
         if self.last_batch > before {
-            if let Err(error) = self.disk.flush() {
+            if let Err(error) = self.disk.flush(self.last_batch) {
                 die("the disk failed while a group of commits was written", &error);
             }
             self.progress.counters.flushes.fetch_add(1, Relaxed);
@@ -136,6 +136,7 @@ impl<D: Disk> Committer<D> {
     /// Gives a commit its positions. One that is refused afterwards leaves a gap.
     fn bind(&mut self, mut request: Request) -> Decided {
         let count = request.commit.positions();
+        self.last_position = self.last_position.max(request.commit.skips_to);
         let first = if count > 0 { self.last_position + 1 } else { self.last_position };
         request.commit.bind(first);
         self.last_position += u64::from(count);
@@ -158,14 +159,11 @@ impl<D: Disk> Committer<D> {
                 Err(error) => *refusal = Some(error),
             }
         }
-        if accepted && last > self.written_position {
-            self.written_position = last;
-            let value = last.to_be_bytes().to_vec();
-            rows.insert(Cow::Owned(LAST_POSITION.key_bytes(&())), Some(Cow::Owned(value)));
-        }
-        if rows.is_empty() {
+        if rows.is_empty() && !(accepted && last > self.written_position) {
             return;
         }
+        self.written_position = self.written_position.max(last);
+        rows.insert(Cow::Owned(LAST.key_bytes(&())), Some(Cow::Owned(self.last_row(number))));
         touched.sort_unstable();
         touched.dedup();
         keys.extend(touched.iter().map(|key| Bytes::copy_from_slice(key)));
@@ -182,6 +180,12 @@ impl<D: Disk> Committer<D> {
             die("the storage engine failed while it applied a group of commits", &error);
         }
         self.progress.counters.rows.fetch_add(rows.len() as u64, Relaxed);
+    }
+
+    fn last_row(&self, batch: u64) -> Vec<u8> {
+        let mut out = Encoder::new();
+        Last { position: StreamPosition::new(self.written_position), batch }.encode(&mut out);
+        out.bytes
     }
 
     /// Adds the rows of a commit to those of the batch, if its preconditions hold.

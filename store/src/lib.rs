@@ -8,6 +8,7 @@
 mod chunk;
 mod codec;
 mod commit;
+mod compact;
 mod directory;
 mod engine;
 mod error;
@@ -17,6 +18,7 @@ mod local;
 mod memory;
 mod position;
 mod progress;
+mod reached;
 mod sled;
 mod store;
 mod table;
@@ -25,6 +27,7 @@ mod value;
 
 pub use codec::{Decoder, Desc, Encoder, KeyPart, KeyPrefix, StartingWith};
 pub use commit::{COMMIT_BYTES, COMMIT_ROWS, Commit, KEY_MAX, Topic, VALUE_MAX};
+pub use compact::Compacted;
 pub use engine::{Data, Engine, Order, Pending, Scan};
 pub use error::{CommitError, Malformed, StoreError};
 pub use jobs::{StagePlan, Staging};

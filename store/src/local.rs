@@ -214,8 +214,11 @@ impl<D: Disk> Disk for Held<D> {
     fn apply(&self, rows: &crate::group::Rows<'_>) -> Result<(), StoreError> {
         self.disk.apply(rows)
     }
-    fn flush(&self) -> Result<(), StoreError> {
-        self.disk.flush()
+    fn flush(&self, batch: u64) -> Result<(), StoreError> {
+        self.disk.flush(batch)
+    }
+    fn check_reached(&self, batch: u64) -> Result<(), StoreError> {
+        self.disk.check_reached(batch)
     }
     fn writable(&self) -> Result<(), StoreError> {
         self.disk.writable()

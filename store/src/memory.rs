@@ -41,7 +41,11 @@ impl Disk for Memory {
         Ok(())
     }
 
-    fn flush(&self) -> Result<(), StoreError> {
+    fn flush(&self, _: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn check_reached(&self, _: u64) -> Result<(), StoreError> {
         Ok(())
     }
 

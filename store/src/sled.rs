@@ -2,6 +2,7 @@
 //!
 //! * sled's own `flush` does not reach the disk; ours adds an `fdatasync` of its log file.
 //! * sled never syncs the names of its files; after opening we do.
+//! * sled takes a damaged log for one that ends there. What had been reached is noted beside it, so that we see it.
 //! * Values are bounded so that a page never becomes a file of its own, which nobody would sync.
 
 use std::fs::{self, File};
@@ -13,6 +14,7 @@ use sled::{Batch, Db, IVec};
 
 use crate::directory::{Content, Directory, sync};
 use crate::group::{Disk, Rows};
+use crate::reached::Reached;
 use crate::tables::ABOUT;
 use crate::{Data, FORMAT, Order, Scan, StoreError, StoreOptions};
 
@@ -24,6 +26,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Sled {
     db: Db,
     log: File,
+    reached: Reached,
     directory: Directory,
 }
 
@@ -34,6 +37,7 @@ impl Sled {
         if content == Content::Nothing {
             directory.writable()?;
             directory.begin(KIND)?;
+            Reached::forget(path)?;
             if files.exists() {
                 fs::remove_dir_all(&files).map_err(|error| StoreError::io(&files, "clearing", error))?;
             }
@@ -45,7 +49,8 @@ impl Sled {
         sync(path)?;
         let log =
             File::open(files.join("db")).map_err(|error| StoreError::io(&files, "opening the log", error))?;
-        let sled = Self { db, log, directory };
+        let reached = Reached::open(path)?;
+        let sled = Self { db, log, reached, directory };
         match content {
             Content::Nothing => sled.make()?,
             Content::Store => sled.check()?,
@@ -53,12 +58,20 @@ impl Sled {
         Ok(sled)
     }
 
+    fn failed(&self, error: sled::Error) -> StoreError {
+        let path = self.directory.path();
+        match error {
+            sled::Error::Io(error) => StoreError::io(path, "reading or writing", error),
+            error => damaged(path, &error.to_string()),
+        }
+    }
+
     /// Writes the first row, then notes that the store is made.
     fn make(&self) -> Result<(), StoreError> {
         let mut about = crate::Encoder::new();
         crate::Value::encode(&crate::tables::About { format: FORMAT, epoch: 1 }, &mut about);
-        self.db.insert(ABOUT.key_bytes(&()), about.bytes).map_err(engine)?;
-        self.flush()?;
+        self.db.insert(ABOUT.key_bytes(&()), about.bytes).map_err(|error| self.failed(error))?;
+        self.flush(0)?;
         self.directory.finish(KIND)
     }
 
@@ -100,7 +113,7 @@ fn is_locked(error: &std::io::Error) -> bool {
     error.to_string().starts_with("could not acquire lock")
 }
 
-fn damaged(path: &Path, reason: &str) -> StoreError {
+pub(crate) fn damaged(path: &Path, reason: &str) -> StoreError {
     StoreError::Damaged { path: path.to_owned(), reason: reason.to_owned() }
 }
 
@@ -109,13 +122,9 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("sled panicked")
 }
 
-fn engine(error: sled::Error) -> StoreError {
-    StoreError::Engine(error.to_string())
-}
-
 impl Disk for Sled {
     fn get(&self, key: &[u8]) -> Result<Option<Data>, StoreError> {
-        Ok(self.db.get(key).map_err(engine)?.map(Data::from))
+        Ok(self.db.get(key).map_err(|error| self.failed(error))?.map(Data::from))
     }
 
     fn range(&self, scan: Scan<'_>) -> Result<Vec<(Data, Data)>, StoreError> {
@@ -130,7 +139,7 @@ impl Disk for Sled {
                 Order::Backward => rows.next_back(),
             };
             let Some(row) = row else { break };
-            let (key, value) = row.map_err(engine)?;
+            let (key, value) = row.map_err(|error| self.failed(error))?;
             found.push((Data::from(key), Data::from(value)));
         }
         Ok(found)
@@ -144,13 +153,18 @@ impl Disk for Sled {
                 None => batch.remove(IVec::from(key.as_ref())),
             }
         }
-        self.db.apply_batch(batch).map_err(engine)
+        self.db.apply_batch(batch).map_err(|error| self.failed(error))
     }
 
-    fn flush(&self) -> Result<(), StoreError> {
-        self.db.flush().map_err(engine)?;
+    fn flush(&self, batch: u64) -> Result<(), StoreError> {
+        self.db.flush().map_err(|error| self.failed(error))?;
         let synced = self.log.sync_data();
-        synced.map_err(|error| StoreError::io(self.directory.path(), "waiting for the disk", error))
+        synced.map_err(|error| StoreError::io(self.directory.path(), "waiting for the disk", error))?;
+        self.reached.note(batch)
+    }
+
+    fn check_reached(&self, batch: u64) -> Result<(), StoreError> {
+        self.reached.check(batch)
     }
 
     fn writable(&self) -> Result<(), StoreError> {

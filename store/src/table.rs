@@ -172,6 +172,11 @@ impl<K> Range<K> {
         self
     }
 
+    /// Whether the key with these bytes belongs to it.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        self.start.as_slice() <= key && key < self.end.as_slice()
+    }
+
     /// The bounds as bytes: the first key that belongs to it, the first that does not.
     pub fn bounds(&self) -> (&[u8], &[u8]) {
         (&self.start, &self.end)

@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Record, Space, StreamPosition, Table};
+use crate::{Decoder, Encoder, Malformed, Record, Space, StreamPosition, Table, Value};
 
 /// What the store knows about itself: one row.
 pub(crate) const ABOUT: Table<(), About> = Table::new("store_about", Space(0x00));
-/// The last position given out: one row, written with every batch that binds some.
-pub(crate) const LAST_POSITION: Table<(), StreamPosition> = Table::new("store_last_position", Space(0x01));
+/// How far the store has come: one row, written with every batch.
+pub(crate) const LAST: Table<(), Last> = Table::new("store_last", Space(0x01));
 /// (number of the batch, part): the mutable keys that the batch touched. The newest [`TOUCHED_KEPT`] rows stay.
 pub(crate) const TOUCHED: Table<(u64, u8), crate::Blob> = Table::new("store_touched", Space(0x02));
 /// Ranges that are being deleted.
@@ -17,6 +17,29 @@ pub(crate) const STAGES: Table<StreamPosition, Stage> = Table::new("store_stages
 
 /// How many rows of [`TOUCHED`] are kept.
 pub(crate) const TOUCHED_KEPT: usize = 256;
+
+/// Eight bytes each, so that the row always has the same length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Last {
+    /// The last position given out.
+    pub(crate) position: StreamPosition,
+    /// The number of the batch.
+    pub(crate) batch: u64,
+}
+
+impl Value for Last {
+    fn encode(&self, out: &mut Encoder) {
+        out.position(self.position);
+        out.raw(&self.batch.to_be_bytes());
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut input = Decoder::new(bytes);
+        let last = Self { position: input.position()?, batch: u64::from_be_bytes(input.array()?) };
+        input.finish()?;
+        Ok(last)
+    }
+}
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct About {

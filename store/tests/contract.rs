@@ -1,5 +1,7 @@
 //! Every promise of the store, on every engine.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
+
 #[path = "../contract/mod.rs"]
 mod contract;
 

@@ -1,5 +1,7 @@
 //! A process that is killed at any moment has lost nothing that it acknowledged.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
+
 #[path = "../contract/workload.rs"]
 mod workload;
 
