@@ -1,0 +1,356 @@
+//! Forks and what becomes of them: hand-made disputes, random rooms against ruma, every order of arrival.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{Numbers, Room, StateMap};
+use hearth_dag::{
+    StateKey, StateResolution,
+    resolve::{Resolution, Step},
+};
+use ruma::{
+    EventId, OwnedEventId,
+    events::StateEventType,
+    room_version_rules::StateResolutionVersion,
+    state_res::{self, utils::event_id_set::EventIdSet},
+};
+use serde_json::json;
+
+const VERSIONS: [&str; 12] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12"];
+
+fn key(kind: &str, state_key: &str) -> StateKey {
+    (StateEventType::from(kind), state_key.to_owned())
+}
+
+/// What ruma makes of the same states.
+fn resolve_with_ruma(room: &Room, forks: &[&StateMap]) -> StateMap {
+    let StateResolutionVersion::V2(v2) = &room.rules.inner.state_res else { panic!("not for version 1") };
+    let maps: Vec<state_res::StateMap<OwnedEventId>> =
+        forks.iter().map(|fork| fork.iter().map(|(k, v)| (k.clone(), v.clone())).collect()).collect();
+    let chains =
+        forks.iter().map(|fork| room.auth_chain(fork).into_iter().collect::<EventIdSet<_>>()).collect();
+    let (_, conflict) = room.conflict(forks);
+    let resolved = state_res::resolve(
+        &room.rules.inner.authorization,
+        v2,
+        &maps,
+        chains,
+        |id: &EventId| room.events.get(id).cloned(),
+        |_| Some(conflict.subgraph.iter().cloned().collect()),
+    );
+    resolved.unwrap().into_iter().collect()
+}
+
+#[test]
+fn a_ban_wins_over_what_the_banned_user_did_meanwhile() {
+    for version in VERSIONS {
+        let mut room = Room::new(version);
+        let base = room.found();
+        let bob = room.member("@bob:b", "@bob:b", "join", &[&base]);
+        let power = room.state(
+            "@alice:a",
+            "m.room.power_levels",
+            "",
+            json!({ "users": match version { "12" => json!({ "@bob:b": 50 }), _ => json!({ "@alice:a": 100, "@bob:b": 50 }) } }),
+            &[&bob],
+        );
+        let ban = room.member("@alice:a", "@bob:b", "ban", &[&power]);
+        let topic = room.state("@bob:b", "m.room.topic", "", json!({ "topic": "mine" }), &[&power]);
+        assert!(room.rejected.is_empty(), "version {version}");
+        let state = room.state_before(&[&ban, &topic]);
+        assert_eq!(state[&key("m.room.member", "@bob:b")], ban, "version {version}");
+        // Version 1 does not know of power events, and a key that one fork only has is not in conflict there.
+        let topic_stands = version == "1";
+        assert_eq!(state.contains_key(&key("m.room.topic", "")), topic_stands, "version {version}");
+    }
+}
+
+#[test]
+fn the_change_by_the_more_powerful_user_comes_first() {
+    for version in &VERSIONS[1..] {
+        let mut room = Room::new(version);
+        let base = room.found();
+        let bob = room.member("@bob:b", "@bob:b", "join", &[&base]);
+        let creator = if *version == "12" { json!({}) } else { json!({ "@alice:a": 100 }) };
+        let with = |extra: serde_json::Value| {
+            let mut users = creator.clone();
+            users.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            json!({ "users": users })
+        };
+        let power = room.state("@alice:a", "m.room.power_levels", "", with(json!({ "@bob:b": 50 })), &[&bob]);
+        let demote = room.state("@alice:a", "m.room.power_levels", "", with(json!({})), &[&power]);
+        let promote = room.state(
+            "@bob:b",
+            "m.room.power_levels",
+            "",
+            with(json!({ "@bob:b": 50, "@carol:c": 50 })),
+            &[&power],
+        );
+        assert!(room.rejected.is_empty());
+        for forks in [[&demote, &promote], [&promote, &demote]] {
+            let state = room.state_before(&forks);
+            assert_eq!(state[&key("m.room.power_levels", "")], demote, "version {version}");
+        }
+    }
+}
+
+#[test]
+fn version_1_lets_the_deepest_allowed_event_win_and_follows_power_levels_upwards() {
+    let mut room = Room::new("1");
+    let base = room.found();
+    let shallow = room.state("@alice:a", "m.room.topic", "", json!({ "topic": "shallow" }), &[&base]);
+    let name = room.state("@alice:a", "m.room.name", "", json!({ "name": "only here" }), &[&base]);
+    let deep = room.state("@alice:a", "m.room.topic", "", json!({ "topic": "deep" }), &[&name]);
+    let state = room.state_before(&[&shallow, &deep]);
+    assert_eq!(state[&key("m.room.topic", "")], deep);
+    assert_eq!(state[&key("m.room.name", "")], name, "what one fork only has is not in conflict");
+
+    let first = json!({ "users": { "@alice:a": 100, "@bob:b": 60 } });
+    let second = json!({ "users": { "@alice:a": 100, "@bob:b": 70 } });
+    let low = room.state("@alice:a", "m.room.power_levels", "", first, &[&base]);
+    let high = room.state("@alice:a", "m.room.power_levels", "", second, &[&deep]);
+    let state = room.state_before(&[&low, &high]);
+    assert_eq!(state[&key("m.room.power_levels", "")], high, "the shallow one allows the deep one");
+}
+
+#[test]
+fn version_1_falls_back_to_the_shallowest_event_if_none_is_allowed() {
+    let mut room = Room::new("1");
+    let base = room.found();
+    let bob = room.member("@bob:b", "@bob:b", "join", &[&base]);
+    let users = json!({ "users": { "@alice:a": 100, "@bob:b": 50 } });
+    let power = room.state("@alice:a", "m.room.power_levels", "", users, &[&bob]);
+    let low = room.state("@bob:b", "m.room.topic", "", json!({ "topic": "1" }), &[&power]);
+    let more = room.send("@bob:b", "m.room.message", None, json!({}), &[&power]);
+    let high = room.state("@bob:b", "m.room.topic", "", json!({ "topic": "2" }), &[&more]);
+    // Both topics stand on Bob's power, which the other fork of the same depth as nothing takes away.
+    let (mut a, mut b) = (room.states[&low].clone(), room.states[&high].clone());
+    let ban = room.member("@alice:a", "@bob:b", "ban", &[&power]);
+    a.insert(key("m.room.member", "@bob:b"), ban.clone());
+    b.insert(key("m.room.member", "@bob:b"), ban);
+    assert_eq!(room.resolve(&[&a, &b])[&key("m.room.topic", "")], low);
+}
+
+#[test]
+fn floats_as_power_levels_do_not_stop_old_rooms() {
+    let mut room = Room::new("4");
+    let base = room.found();
+    let a = json!({ "users": { "@alice:a": 100.7 }, "ban": 50.5 });
+    let b = json!({ "users": { "@alice:a": " 100 " }, "ban": "+40" });
+    let a = room.state("@alice:a", "m.room.power_levels", "", a, &[&base]);
+    let b = room.state("@alice:a", "m.room.power_levels", "", b, &[&base]);
+    assert!(room.rejected.is_empty());
+    assert_eq!(room.state_before(&[&a, &b])[&key("m.room.power_levels", "")], b, "the later one stands");
+}
+
+/// A room in which servers act on forks, each as an honest server would.
+fn random_room(version: &str, seed: u64, actions: usize) -> (Room, Vec<OwnedEventId>) {
+    let mut numbers = Numbers(seed);
+    let mut room = Room::new(version);
+    let users = ["@alice:a", "@bob:b", "@carol:c", "@dave:d"];
+    let mut last = room.found();
+    for user in &users[1..] {
+        last = room.member(user, user, "join", &[&last]);
+    }
+    let creators_listed = version != "12";
+    let mut users_map = json!({ "@bob:b": 50, "@carol:c": 50 });
+    if creators_listed {
+        users_map["@alice:a"] = 100.into();
+    }
+    let mut forks =
+        vec![room.state("@alice:a", "m.room.power_levels", "", json!({ "users": users_map }), &[&last])];
+    for _ in 0..actions {
+        let sender = numbers.pick::<str>(&users);
+        let target = numbers.pick::<str>(&users);
+        let from = forks[numbers.below(forks.len())].clone();
+        let mut after = vec![from.clone()];
+        if numbers.below(5) == 0 {
+            after.push(forks[numbers.below(forks.len())].clone());
+            after.dedup();
+        }
+        // Clocks of different servers disagree.
+        room.clock = 2_000 + numbers.next() % 50;
+        let after: Vec<&OwnedEventId> = after.iter().collect();
+        let (kind, state_key, content) = match numbers.below(9) {
+            0 => ("m.room.topic", "", json!({ "topic": numbers.below(1000) })),
+            1 => ("m.room.name", "", json!({ "name": numbers.below(1000) })),
+            2 => ("m.room.member", target, json!({ "membership": "ban" })),
+            3 => ("m.room.member", target, json!({ "membership": "leave" })),
+            4 => ("m.room.member", sender, json!({ "membership": "join" })),
+            5 => ("m.room.member", target, json!({ "membership": "invite" })),
+            6 => {
+                let rule = numbers.pick::<str>(&["public", "invite"]);
+                ("m.room.join_rules", "", json!({ "join_rule": rule }))
+            }
+            _ => {
+                let default = [0, 25, 50][numbers.below(3)];
+                let mut levels = json!({ "users": users_map, "state_default": default });
+                for user in &users[1..] {
+                    levels["users"][*user] = [0, 25, 50, 50, 60][numbers.below(5)].into();
+                }
+                ("m.room.power_levels", "", levels)
+            }
+        };
+        let before = room.state_before(&after);
+        let pdu = room.build(sender, kind, Some(state_key), content, &after, &before);
+        if room.verdict(&pdu, &before).is_err() || room.events.contains_key(pdu.event_id()) {
+            continue;
+        }
+        let event_id = room.add(pdu, before, true);
+        if forks.len() < 4 && numbers.below(3) == 0 {
+            forks.push(event_id);
+        } else {
+            let replaced = forks.iter().position(|fork| *fork == from).unwrap();
+            forks[replaced] = event_id;
+        }
+    }
+    (room, forks)
+}
+
+#[test]
+fn random_rooms_resolve_as_with_ruma() {
+    let mut disputes = 0;
+    for version in ["2", "6", "10", "11", "12"] {
+        for seed in 0..16 {
+            let (room, forks) = random_room(version, seed, 60);
+            let states: Vec<&StateMap> = forks.iter().map(|fork| &room.states[fork]).collect();
+            disputes += room.conflict(&states).1.keys.len();
+            assert_eq!(
+                room.resolve(&states),
+                resolve_with_ruma(&room, &states),
+                "version {version} seed {seed}"
+            );
+        }
+    }
+    assert!(disputes > 100, "the rooms hardly disagree: {disputes}");
+}
+
+#[test]
+fn every_order_of_forks_and_answers_gives_one_state() {
+    for version in VERSIONS {
+        for seed in 100..103 {
+            let (room, forks) = random_room(version, seed, 40);
+            let states: Vec<&StateMap> = forks.iter().map(|fork| &room.states[fork]).collect();
+            let expected = room.resolve(&states);
+            for order in permutations(states.len()) {
+                let permuted: Vec<&StateMap> = order.iter().map(|index| states[*index]).collect();
+                assert_eq!(
+                    room.resolve(&permuted),
+                    expected,
+                    "version {version} seed {seed} order {order:?}"
+                );
+            }
+            let (unconflicted, conflict) = room.conflict(&states);
+            if conflict.keys.is_empty() {
+                continue;
+            }
+            // All events of the room given at once and backwards, before anyone asked.
+            let mut eager = Resolution::new(room.rules, conflict.clone());
+            let mut events: Vec<_> = room.events.values().cloned().collect();
+            events.sort_by(|a, b| b.event_id().cmp(a.event_id()));
+            events.into_iter().for_each(|event| eager.event(event, false));
+            let mut state = unconflicted.clone();
+            state.extend(room.run(&mut eager, &unconflicted));
+            assert_eq!(state, expected, "version {version} seed {seed} eager");
+        }
+    }
+}
+
+#[test]
+fn events_of_a_fork_are_decided_alike_in_every_order_of_arrival() {
+    // Three events on one base, merged pairwise in each order: the state of all three is the same.
+    for version in &VERSIONS[1..] {
+        for seed in 200..210 {
+            let (mut room, forks) = random_room(version, seed, 30);
+            if forks.len() < 3 {
+                continue;
+            }
+            let mut results = Vec::new();
+            for order in permutations(3) {
+                let picked: Vec<&OwnedEventId> = order.iter().map(|index| &forks[*index]).collect();
+                let message =
+                    room.send("@alice:a", "m.room.message", None, json!({ "order": order }), &picked);
+                results.push(room.states[&message].clone());
+            }
+            assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "version {version} seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn missing_and_malformed_events_are_left_out() {
+    for version in VERSIONS {
+        let mut room = Room::new(version);
+        let base = room.found();
+        let a = room.state("@alice:a", "m.room.topic", "", json!({ "topic": "a" }), &[&base]);
+        let b = room.state("@alice:a", "m.room.topic", "", json!({ "topic": "b" }), &[&base]);
+        let (unconflicted, conflict) = room.conflict(&[&room.states[&a], &room.states[&b]]);
+        room.events.remove(&b);
+        let mut resolution = Resolution::new(room.rules, conflict.clone());
+        let resolved = room.run(&mut resolution, &unconflicted);
+        assert_eq!(resolved, BTreeMap::from([(key("m.room.topic", ""), a.clone())]), "version {version}");
+        room.events.clear();
+        let resolved = room.run(&mut Resolution::new(room.rules, conflict), &unconflicted);
+        assert_eq!(resolved, BTreeMap::new(), "version {version}");
+    }
+}
+
+#[test]
+fn a_long_history_of_power_levels_is_asked_for_step_by_step() {
+    let mut room = Room::new("10");
+    let mut last = room.found();
+    for level in 0..200 {
+        let content = json!({ "users": { "@alice:a": 100 }, "invite": level % 7 });
+        last = room.state("@alice:a", "m.room.power_levels", "", content, &[&last]);
+    }
+    let a = room.state("@alice:a", "m.room.topic", "", json!({ "topic": "a" }), &[&last]);
+    let b = room.state("@alice:a", "m.room.topic", "", json!({ "topic": "b" }), &[&last]);
+    let (unconflicted, conflict) = room.conflict(&[&room.states[&a], &room.states[&b]]);
+    let mut resolution = Resolution::new(room.rules, conflict);
+    let (mut steps, mut largest) = (0, 0);
+    let resolved = loop {
+        steps += 1;
+        match resolution.step() {
+            Step::Events(ids) => {
+                largest = largest.max(ids.len());
+                ids.iter().for_each(|id| resolution.event(room.events[id].clone(), false));
+            }
+            Step::Unconflicted(keys) => {
+                keys.into_iter().for_each(|key| {
+                    let held = unconflicted.get(&key).cloned();
+                    resolution.unconflicted(key, held);
+                });
+            }
+            Step::Done(resolved) => break resolved,
+        }
+    };
+    assert_eq!(resolved[&key("m.room.topic", "")], b);
+    assert!(steps <= 210 && largest <= 10, "{steps} steps, {largest} events at once");
+}
+
+#[test]
+fn each_version_has_its_algorithm() {
+    for version in VERSIONS {
+        let expected = match version {
+            "1" => StateResolution::V1,
+            "12" => StateResolution::V2_1,
+            _ => StateResolution::V2,
+        };
+        assert_eq!(common::rules(version).state_resolution, expected);
+    }
+}
+
+fn permutations(length: usize) -> Vec<Vec<usize>> {
+    if length == 0 {
+        return vec![Vec::new()];
+    }
+    let shorter = permutations(length - 1);
+    let insert = |order: &Vec<usize>, at: usize| {
+        let mut order = order.clone();
+        order.insert(at, length - 1);
+        order
+    };
+    shorter.iter().flat_map(|order| (0..length).map(move |at| insert(order, at))).collect()
+}
