@@ -68,14 +68,13 @@ pub struct Received {
 }
 
 impl Files {
-    /// The folder at `root`, made if it is not there. No upload begins while less than `reserve` bytes are free.
+    /// The folder at `root`, made when the first file comes. No upload begins while less than `reserve` bytes are
+    /// free.
     pub fn open(root: PathBuf, reserve: u64) -> io::Result<Self> {
         let incoming = root.join(INCOMING);
         if incoming.exists() {
             fs::remove_dir_all(&incoming)?;
         }
-        fs::create_dir_all(&incoming)?;
-        sync_folder(&root)?;
         Ok(Self { root, reserve })
     }
 
@@ -209,6 +208,13 @@ struct Writer {
 
 impl Writer {
     fn create(root: &Path, path: PathBuf, reserve: u64) -> Result<Self, ReceiveError> {
+        if let Some(incoming) = path.parent()
+            && !incoming.exists()
+        {
+            fs::create_dir_all(incoming)?;
+            sync_folder(root)?;
+            root.parent().map_or(Ok(()), sync_folder)?;
+        }
         let disk = rustix::fs::statvfs(root).map_err(io::Error::from)?;
         if disk.f_bavail.saturating_mul(disk.f_frsize) < reserve {
             return Err(ReceiveError::DiskFull);
@@ -355,7 +361,7 @@ mod tests {
 
         fs::write(root.join("incoming/left-by-a-crash"), b"x").unwrap();
         Files::open(root.clone(), 0).unwrap();
-        assert_eq!(entries(&root.join("incoming")), 0);
+        assert!(!root.join("incoming").exists());
         let full = Files::open(root, u64::MAX).unwrap();
         assert!(matches!(receive(&full, &[b"a"], 9).await, Err(ReceiveError::DiskFull)));
     }
