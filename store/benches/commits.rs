@@ -1,6 +1,7 @@
 //! Commits a second and flush group sizes, with one and with many committers, on sled.
 //!
-//! `cargo bench -p hearth-store` in a directory on the disk to be measured (`TMPDIR`).
+//! `cargo bench -p hearth-store` with `TMPDIR` on the disk to be measured. `CACHE_MIB` sets another cache size;
+//! `COMMITTERS=64 SECONDS=10` runs only that.
 
 use std::time::{Duration, Instant};
 
@@ -17,21 +18,33 @@ const BODIES: Table<(u64, u64), Positioned<Blob>> = Table::chunked("bodies", Spa
 const HEADS: Table<u64, u64> = Table::mutable("heads", Space(0x11));
 const STREAM: Table<StreamPosition, (u64, u64)> = Table::new("stream", Space(0x12));
 const INDEX: Table<(u64, u8, u64), ()> = Table::new("index", Space(0x13));
-const SECONDS: u64 = 4;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let dir = tempfile::tempdir().expect("a directory");
-        let store = Store::open_sled(dir.path(), StoreOptions::default()).await.expect("a store");
+        let mut options = StoreOptions::default();
+        if let Some(mib) = setting("CACHE_MIB") {
+            options.cache_bytes = mib * 1024 * 1024;
+        }
+        let store = Store::open_sled(dir.path(), options).await.expect("a store");
         println!("idle after opening: {} KiB resident", resident_kib());
         flush_alone(dir.path());
-        for committers in [1, 8, 64, 256] {
-            commits(&store, committers).await;
+        match setting("COMMITTERS") {
+            Some(committers) => commits(&store, committers).await,
+            None => {
+                for committers in [1, 8, 64, 256] {
+                    commits(&store, committers).await;
+                }
+                reads(&store).await;
+            }
         }
-        reads(&store).await;
         println!("at the end: {} KiB resident", resident_kib());
     });
+}
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
 }
 
 /// What the disk takes for a small write by itself.
@@ -59,7 +72,7 @@ async fn commits(store: &Store, committers: u64) {
                 let mut took = Vec::new();
                 let room = committers * 1000 + room;
                 for n in 0.. {
-                    if start.elapsed() > Duration::from_secs(SECONDS) {
+                    if start.elapsed() > Duration::from_secs(setting("SECONDS").unwrap_or(4)) {
                         break;
                     }
                     let began = Instant::now();

@@ -31,6 +31,9 @@ pub async fn a_long_value_comes_back(here: Here) {
         assert_eq!(found[0].as_ref().unwrap().0, value);
         assert_eq!(found[1], None);
     }
+    let scan = Scan { start: &[0x25], end: &[0x26], order: Order::Forward, limit: 2 };
+    let rows = here.store.scan(scan).await.unwrap();
+    assert_eq!(LONG.decode_row(&rows[1].0, &rows[1].1).unwrap().1.0.len(), 1, "a value of one piece");
     const MARKED: Table<u64, Positioned<Blob>> = Table::chunked("marked", Space(0x26));
     let mut commit = Commit::new();
     let position = commit.position();

@@ -120,6 +120,30 @@ pub async fn closing_finishes_what_is_queued_and_refuses_the_rest() {
     assert_eq!(stream.len(), 100);
 }
 
+pub async fn a_queue_past_its_bound_is_refused() {
+    let here = Place::directory().open().await;
+    let commits: Vec<_> = (0..700)
+        .map(|n| {
+            let mut commit = Commit::new();
+            for row in 0..20 {
+                commit.put(&PAIRS, &(0, row), &Blob(vec![n as u8; 6000].into()));
+            }
+            commit
+        })
+        .collect();
+    let pending: Vec<_> = commits.into_iter().map(|commit| here.store.submit(commit)).collect();
+    let (mut done, mut refused) = (0, 0);
+    for pending in pending {
+        match pending.await {
+            Ok(_) => done += 1,
+            Err(CommitError::Store(StoreError::Overloaded { .. })) => refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(done > 100 && refused > 0, "{done} done, {refused} refused");
+    here.store.commit(streamed(1)).await.unwrap();
+}
+
 impl super::Here {
     /// Closes the store while somebody still holds it, then opens it again.
     async fn reopen_beside(self, held: Store) -> Self {

@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 
-use crate::{Decoder, Encoder, KeyPart, KeyPrefix, StoreError, Value};
+use crate::{Decoder, Encoder, KeyPart, KeyPrefix, StoreError, Value, chunk};
 
 /// The first byte of all keys of a table. 0xff is not to be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -97,6 +97,10 @@ impl<K: KeyPart, V: Value> Table<K, V> {
 
     /// Reads a row of this table (of a chunked one: of a value that fits one piece).
     pub fn decode_row(&self, key: &[u8], value: &[u8]) -> Result<(K, V), StoreError> {
+        let value = match (self.chunked, chunk::head(value)) {
+            (true, Some(head)) if head.pieces == 0 => head.value,
+            _ => value,
+        };
         Ok((self.decode_key(key)?, self.decode_value(key, value)?))
     }
 
