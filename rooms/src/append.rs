@@ -46,6 +46,8 @@ pub(crate) struct Appended {
 /// An event to be stored, with all that is known of it.
 pub(crate) struct NewEvent {
     pub(crate) pdu: Pdu,
+    /// It is stored as an outlier, under this number.
+    pub(crate) known: Option<EventSn>,
     pub(crate) status: Status,
     /// It goes into the timeline, at the commit's next position.
     pub(crate) live: bool,
@@ -158,6 +160,7 @@ impl Turn {
         let depth = u64::try_from(pdu.depth()).unwrap_or(0);
         let new = NewEvent {
             pdu,
+            known: None,
             status: Status::Accepted,
             live: true,
             is_ours: true,
@@ -192,7 +195,10 @@ impl Turn {
     ) -> Result<(Arc<StoredEvent>, StreamPosition), WriteError> {
         let room = self.room();
         let pdu = &new.pdu;
-        let sn = self.change_head().next_event();
+        let sn = match new.known {
+            Some(known) => known,
+            None => self.change_head().next_event(),
+        };
         let kind = Kind::from(pdu.kind());
         let slot = if new.live { self.commit.position() } else { StreamPosition::ZERO };
         let sender_key = self.intern(&(Kind::new("m.room.member"), pdu.sender().to_string())).await?;
@@ -243,7 +249,9 @@ impl Turn {
             pdu: new.pdu,
         });
         self.add_made(stored.clone());
-        if stored.header.state_key.is_some() {
+        if new.known.is_some() {
+            self.rooms.events().forget(room.sn, sn);
+        } else if stored.header.state_key.is_some() {
             self.index_auth(&stored).await?;
         }
         if new.live {
@@ -356,6 +364,54 @@ impl Turn {
             self.commit.put(&MEMBERSHIP_CHANGES, &(user.to_string(), slot), &change);
             self.commit.touch(user_topic(user));
         }
+        Ok(())
+    }
+
+    /// A membership is gone from the state, as if it had never been.
+    pub(crate) async fn unset_member(
+        &mut self,
+        event: Option<EventSn>,
+        before: Option<Membership>,
+        slot: StreamPosition,
+    ) -> Result<(), WriteError> {
+        let room = self.head.room.sn;
+        let Some(event) = event else { return Ok(()) };
+        let event = self.event(event).await?;
+        let Some(user) = event.pdu.state_key().and_then(|user| UserId::parse(user).ok()) else {
+            return Ok(());
+        };
+        self.count(before, Membership::Leave);
+        self.delete(&MEMBERS, &(room, user.to_string()));
+        let row = MembershipRow {
+            membership: Membership::Leave,
+            event: None,
+            sender: user.clone(),
+            before,
+            forgotten: false,
+            is_direct: false,
+        };
+        self.put(&MEMBERSHIPS, &(user.to_string(), room), Positioned { position: slot, value: row });
+        if self.rooms.is_local(&user) {
+            let change = MembershipChange { room, membership: Membership::Leave, before, forgotten: false };
+            self.commit.put(&MEMBERSHIP_CHANGES, &(user.to_string(), slot), &change);
+            self.commit.touch(user_topic(&user));
+        }
+        Ok(())
+    }
+
+    /// Puts other bytes in the place of a stored event's.
+    pub(crate) async fn replace_body(&mut self, held: &StoredEvent, pdu: &Pdu) -> Result<(), WriteError> {
+        let key = (self.head.room.sn, held.sn);
+        let Some(mut row) = self.get(&EVENTS, &key).await? else { return Ok(()) };
+        row.header.hash_failed = false;
+        row.header.large = pdu.bytes().len() > MAX_INLINE_BODY;
+        row.body = if row.header.large { bytes::Bytes::new() } else { pdu.bytes().clone() };
+        if row.header.large {
+            self.put(&LARGE_BODIES, &key, hearth_store::Blob(pdu.bytes().clone()));
+        }
+        self.put_event(held.sn, row);
+        let status = self.status(held.sn).await?;
+        self.put_status(held.sn, status);
         Ok(())
     }
 

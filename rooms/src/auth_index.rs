@@ -10,7 +10,7 @@ use hearth_store::{Order, StoreError};
 
 use crate::errors::WriteError;
 use crate::events::StoredEvent;
-use crate::ids::{EventSn, RoomSn};
+use crate::ids::RoomSn;
 use crate::rooms::Rooms;
 use crate::tables::{AUTH_CHAIN_EVENTS, AUTH_CHAIN_LINKS, AUTH_CHAINS, ChainLinks, ChainPlace};
 use crate::turn::Turn;
@@ -66,7 +66,7 @@ impl Turn {
         Ok(())
     }
 
-    async fn reach(&self, reached: &mut Reach, from: ChainPlace) -> Result<(), WriteError> {
+    pub(crate) async fn reach(&self, reached: &mut Reach, from: ChainPlace) -> Result<(), WriteError> {
         let room = self.head.room.sn;
         let mut open = vec![from];
         while let Some(ChainPlace { chain, sequence }) = open.pop() {
@@ -86,64 +86,6 @@ impl Turn {
             open.extend(links.into_iter().flat_map(|links| links.to));
         }
         Ok(())
-    }
-}
-
-impl Rooms {
-    /// All that some events reach over auth events, themselves included. Events without a place count by their own
-    /// auth events.
-    pub async fn auth_reach(
-        &self,
-        room: &crate::events::RoomInfo,
-        events: &[EventSn],
-    ) -> Result<Reach, StoreError> {
-        let mut open = Vec::new();
-        for event in events {
-            match self.overlay().get(self.store(), &AUTH_CHAINS, &(room.sn, *event)).await? {
-                Some(place) => open.push(place),
-                None => {
-                    for auth in &self.events().load(room, *event).await?.header.auth_events {
-                        open.extend(self.overlay().get(self.store(), &AUTH_CHAINS, &(room.sn, *auth)).await?);
-                    }
-                }
-            }
-        }
-        let mut reached = Reach::new();
-        while let Some(ChainPlace { chain, sequence }) = open.pop() {
-            let known = reached.get(&chain).copied().unwrap_or(0);
-            if known >= sequence {
-                continue;
-            }
-            reached.insert(chain, sequence);
-            let links = links_of(self, room.sn, chain, known, sequence).await?;
-            open.extend(links.into_iter().flat_map(|links| links.to));
-        }
-        Ok(reached)
-    }
-
-    /// The events that some, but not all, of several sets reach.
-    pub async fn auth_difference(
-        &self,
-        room: &crate::events::RoomInfo,
-        sets: &[Vec<EventSn>],
-    ) -> Result<Vec<EventSn>, StoreError> {
-        let mut reaches = Vec::with_capacity(sets.len());
-        for set in sets {
-            reaches.push(self.auth_reach(room, set).await?);
-        }
-        let mut bounds: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
-        for chain in reaches.iter().flat_map(|reach| reach.keys()) {
-            let ends = || reaches.iter().map(|reach| reach.get(chain).copied().unwrap_or(0));
-            bounds.insert(*chain, (ends().min().unwrap_or(0), ends().max().unwrap_or(0)));
-        }
-        let mut difference = Vec::new();
-        for (chain, (all, any)) in bounds {
-            for sequence in all + 1..=any {
-                let key = (room.sn, chain, sequence);
-                difference.extend(self.overlay().get(self.store(), &AUTH_CHAIN_EVENTS, &key).await?);
-            }
-        }
-        Ok(difference)
     }
 }
 

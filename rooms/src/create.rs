@@ -6,9 +6,7 @@ use std::collections::BTreeMap;
 use hearth_dag::{Draft, RoomRules};
 use hearth_store::{Commit, CommitError, StoreError, StreamPosition};
 use ruma::events::TimelineEventType;
-use ruma::{
-    OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId,
-};
+use ruma::{OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -20,7 +18,8 @@ use crate::membership::Profile;
 use crate::rooms::Rooms;
 use crate::seams::random_text;
 use crate::tables::{
-    ALIASES, AliasRow, HEADS, PUBLIC_ROOMS, PublicRoomRow, ROOM_ALIASES, ROOM_NUMBERS, ROOMS, Residency, RoomRow,
+    ALIASES, AliasRow, HEADS, PUBLIC_ROOMS, PublicRoomRow, ROOM_ALIASES, ROOM_NUMBERS, ROOMS, Residency,
+    RoomRow,
 };
 use crate::turn::Turn;
 
@@ -179,7 +178,9 @@ impl Rooms {
 impl CreateRoom {
     fn check(&self, rooms: &Rooms) -> Result<(), CreateError> {
         if self.initial_state.len() > INITIAL_STATE_MAX {
-            return Err(CreateError::BadRequest(format!("more than {INITIAL_STATE_MAX} initial state events")));
+            return Err(CreateError::BadRequest(format!(
+                "more than {INITIAL_STATE_MAX} initial state events"
+            )));
         }
         if self.invite.len() > INVITES_MAX {
             return Err(CreateError::BadRequest(format!("more than {INVITES_MAX} invites")));
@@ -199,7 +200,9 @@ impl CreateRoom {
         let join = self.draft("m.room.member", self.creator.as_str(), member)?;
         turn.append(join.into()).await.map_err(CreateError::BadState)?;
         let mut state: Vec<Draft> = Vec::new();
-        let has = |kind: &str| self.initial_state.iter().any(|event| event.kind == kind && event.state_key.is_empty());
+        let has = |kind: &str| {
+            self.initial_state.iter().any(|event| event.kind == kind && event.state_key.is_empty())
+        };
         if !has("m.room.power_levels") || !self.power_level_content_override.is_empty() {
             state.push(self.draft("m.room.power_levels", "", self.power_levels(rules)?)?);
         }
@@ -381,4 +384,3 @@ fn is_list_of_users(value: &Value) -> bool {
     let is_user = |value: &Value| value.as_str().is_some_and(|user| ruma::UserId::parse(user).is_ok());
     value.as_array().is_some_and(|users| users.iter().all(is_user))
 }
-

@@ -14,8 +14,7 @@ use crate::events::{Events, RoomInfo, StoredEvent};
 use crate::ids::{EventSn, SnapshotId, StateKeySn};
 use crate::kind::Kind;
 use crate::seams::random_number;
-use crate::snapshot::Snapshots;
-use crate::tables::{HEAD_VERSIONS, HEADS, HeadRow, Residency, STATE_KEYS};
+use crate::tables::{HEAD_VERSIONS, HEADS, HeadRow, Residency};
 
 /// State events that a head remembers.
 const REMEMBERED_STATE: usize = 128;
@@ -142,30 +141,6 @@ impl Head {
         let event = EventSn(self.row.next_event);
         self.row.next_event += 1;
         event
-    }
-}
-
-/// Reads the state of a room at one snapshot.
-pub(crate) struct StateAt<'a> {
-    pub(crate) store: &'a Store,
-    pub(crate) events: &'a Events,
-    pub(crate) snapshots: &'a Snapshots,
-    pub(crate) room: &'a RoomInfo,
-    pub(crate) snapshot: SnapshotId,
-}
-
-impl StateAt<'_> {
-    pub(crate) async fn event(
-        &self,
-        kind: &Kind,
-        state_key: &str,
-    ) -> Result<Option<Arc<StoredEvent>>, StoreError> {
-        let key = (self.room.sn, kind.clone(), state_key.to_owned());
-        let Some(number) = self.store.get(&STATE_KEYS, &key).await? else { return Ok(None) };
-        match self.snapshots.lookup(self.room.sn, self.snapshot, number).await? {
-            Some(event) => self.events.load(self.room, event).await.map(Some),
-            None => Ok(None),
-        }
     }
 }
 

@@ -17,8 +17,10 @@ mod kind;
 mod lane;
 mod membership;
 pub mod read;
+mod receive;
 mod redaction;
 mod relations;
+mod resolve;
 mod rooms;
 mod seams;
 mod send;
@@ -27,7 +29,6 @@ pub mod tables;
 mod turn;
 mod view;
 
-pub use auth_index::Reach;
 pub use content::MemberContent;
 pub use create::{CreateError, CreateRoom, CreatedRoom, InitialState, Preset};
 pub use errors::WriteError;
@@ -38,6 +39,7 @@ pub use ids::{
 };
 pub use kind::Kind;
 pub use membership::{Invite, Join, Joined, Knock, MembershipError, Profile, Removal, Remove};
+pub use receive::Received;
 pub use redaction::redacted_because;
 pub use relations::annotation_key;
 pub use rooms::{Rooms, RoomsOptions};

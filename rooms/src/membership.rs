@@ -143,7 +143,9 @@ impl Rooms {
         let Some(room) = self.room(&join.room).await? else { return Ok(Joined::NotResident) };
         match self.decide(&room, join, &also).await {
             Ok(_) => Ok(Joined::Here(room.room_id.clone())),
-            Err(MembershipError::Write(WriteError::NotResident | WriteError::UnknownRoom)) => Ok(Joined::NotResident),
+            Err(MembershipError::Write(WriteError::NotResident | WriteError::UnknownRoom)) => {
+                Ok(Joined::NotResident)
+            }
             Err(refusal) => Err(refusal),
         }
     }
@@ -155,10 +157,8 @@ impl Rooms {
     /// Leaves, kicks, bans or lifts a ban.
     pub async fn remove(&self, remove: &Remove, also: Commit) -> Result<Option<Sent>, MembershipError> {
         let done = self.change(&remove.room, remove, also.clone()).await;
-        let elsewhere = matches!(
-            done,
-            Err(MembershipError::Write(WriteError::NotResident | WriteError::UnknownRoom))
-        );
+        let elsewhere =
+            matches!(done, Err(MembershipError::Write(WriteError::NotResident | WriteError::UnknownRoom)));
         if elsewhere && remove.removal == Removal::Leave {
             return Err(MembershipError::NeedsOtherServer);
         }
@@ -169,7 +169,12 @@ impl Rooms {
         self.change(&knock.room, knock, also).await
     }
 
-    async fn change<A>(&self, room: &OwnedRoomId, act: &A, also: Commit) -> Result<Option<Sent>, MembershipError>
+    async fn change<A>(
+        &self,
+        room: &OwnedRoomId,
+        act: &A,
+        also: Commit,
+    ) -> Result<Option<Sent>, MembershipError>
     where
         A: Act<Output = Written, Error = MembershipError>,
     {
@@ -265,7 +270,10 @@ impl Rooms {
     }
 
     /// All of a user's memberships, forgotten ones too.
-    pub async fn memberships(&self, user: &UserId) -> Result<Vec<(RoomSn, Positioned<MembershipRow>)>, StoreError> {
+    pub async fn memberships(
+        &self,
+        user: &UserId,
+    ) -> Result<Vec<(RoomSn, Positioned<MembershipRow>)>, StoreError> {
         let range = MEMBERSHIPS.prefix(&user.to_string());
         let rows = self.store().range(&MEMBERSHIPS, range, Order::Forward, usize::MAX).await?;
         Ok(rows.into_iter().map(|((_, room), row)| (room, row)).collect())
@@ -323,7 +331,8 @@ struct JoinRule {
 impl JoinRule {
     fn rooms(&self) -> impl Iterator<Item = OwnedRoomId> + '_ {
         let conditions = self.allow.iter().filter(|condition| condition["type"] == "m.room_membership");
-        let rooms = conditions.filter_map(|condition| ruma::RoomId::parse(condition["room_id"].as_str()?).ok());
+        let rooms =
+            conditions.filter_map(|condition| ruma::RoomId::parse(condition["room_id"].as_str()?).ok());
         rooms.take(ALLOWED_ROOMS_MAX)
     }
 }
@@ -418,7 +427,9 @@ impl Act for Remove {
         let target = match (self.removal, membership) {
             (Removal::Leave, Some(Membership::Leave)) => return Ok(None),
             (Removal::Leave, None) => return Err(MembershipError::NeverThere),
-            (Removal::Leave, Some(Membership::Ban)) => return Err(MembershipError::Banned(self.user.clone())),
+            (Removal::Leave, Some(Membership::Ban)) => {
+                return Err(MembershipError::Banned(self.user.clone()));
+            }
             (Removal::Leave, Some(_)) => "leave",
             // Kicking whoever is not there, banned ones included, is an error; lifting a ban that is none too.
             (Removal::Kick, Some(Membership::Join | Membership::Invite | Membership::Knock)) => "leave",
@@ -466,7 +477,9 @@ impl Act for UpdateProfile {
         }
         let mut content: serde_json::Map<String, Value> = member.pdu.content_as().unwrap_or_default();
         let before = content.clone();
-        for (field, value) in [("displayname", &self.profile.display_name), ("avatar_url", &self.profile.avatar_url)] {
+        for (field, value) in
+            [("displayname", &self.profile.display_name), ("avatar_url", &self.profile.avatar_url)]
+        {
             match value {
                 Some(value) => drop(content.insert(field.to_owned(), json!(value))),
                 None => drop(content.remove(field)),
@@ -482,4 +495,3 @@ impl Act for UpdateProfile {
         send_member(turn, &self.user, &self.user, &Value::Object(content)).await
     }
 }
-

@@ -3,7 +3,7 @@
 use hearth_store::{Order, Positioned};
 use ruma::UserId;
 
-use crate::content::RelatesTo;
+use crate::content::{self, RelatesTo};
 use crate::errors::WriteError;
 use crate::event_row::Relation;
 use crate::events::StoredEvent;
@@ -13,6 +13,9 @@ use crate::turn::Turn;
 
 /// How many replies are looked through for the last one that is not redacted.
 const REPLIES_LOOKED_AT: usize = 64;
+
+/// Relations that waited for one event; further ones stay unknown to it.
+const RELATIONS_CONNECTED: usize = 200;
 
 /// What makes two annotations of an event equal, as it stands in the key of [`ANNOTATIONS`].
 pub fn annotation_key(sender: &UserId, kind: &str, key: &str) -> (u64, u64) {
@@ -51,6 +54,25 @@ impl Turn {
             }
             RelType::Thread => self.add_to_thread(target, stored, order).await?,
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// An event came: the relations that waited for it get their rows.
+    pub(crate) async fn connect_relations(&mut self, target: &StoredEvent) -> Result<(), WriteError> {
+        let room = self.head.room.sn;
+        let range = RELATIONS_WAITING.prefix(&(room, EventKey::new(&target.header.event_id)));
+        let store = self.rooms.store().clone();
+        for (key, ()) in store.range(&RELATIONS_WAITING, range, Order::Forward, RELATIONS_CONNECTED).await? {
+            let related = self.event(key.2).await?;
+            self.delete(&RELATIONS_WAITING, &key);
+            let Some(order) = related.order() else { continue };
+            let facts = content::facts(related.header.kind.as_str(), related.pdu.content_json());
+            let Some(relates) = facts.relation else { continue };
+            let mut known = StoredEvent::clone(&related);
+            known.header.relation =
+                Some(Relation { rel_type: relates.rel_type.clone(), target: Some(target.sn) });
+            self.index_relation(&known, &relates, order).await?;
         }
         Ok(())
     }

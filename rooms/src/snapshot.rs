@@ -81,7 +81,7 @@ impl Snapshots {
         room: RoomSn,
         snapshot: SnapshotId,
     ) -> Result<Vec<(StateKeySn, EventSn)>, StoreError> {
-        let entries = self.entries(room, &[snapshot.members]).await?;
+        let entries = self.entries(room, snapshot.members, &RecordWriter::default()).await?;
         Ok(entries.into_iter().map(|(index, event)| (StateKeySn::member(index), event)).collect())
     }
 
@@ -91,7 +91,7 @@ impl Snapshots {
         room: RoomSn,
         snapshot: SnapshotId,
     ) -> Result<Vec<(StateKeySn, EventSn)>, StoreError> {
-        let entries = self.entries(room, &[snapshot.rest]).await?;
+        let entries = self.entries(room, snapshot.rest, &RecordWriter::default()).await?;
         Ok(entries.into_iter().map(|(index, event)| (StateKeySn::other(index), event)).collect())
     }
 
@@ -113,12 +113,22 @@ impl Snapshots {
         before: SnapshotId,
         after: SnapshotId,
     ) -> Result<Vec<StateChange>, StoreError> {
+        self.diff_with(room, before, after, &RecordWriter::default()).await
+    }
+
+    async fn diff_with(
+        &self,
+        room: RoomSn,
+        before: SnapshotId,
+        after: SnapshotId,
+        fresh: &RecordWriter,
+    ) -> Result<Vec<StateChange>, StoreError> {
         let mut changes = Vec::new();
         for (key, before, after) in [
             (StateKeySn::other as fn(u32) -> StateKeySn, before.rest, after.rest),
             (StateKeySn::member as fn(u32) -> StateKeySn, before.members, after.members),
         ] {
-            let differing = self.diff_trees(room, before, after).await?;
+            let differing = self.diff_trees(room, before, after, fresh).await?;
             changes.extend(differing.into_iter().map(|(index, before, after)| StateChange {
                 key: key(index),
                 before,
@@ -158,18 +168,24 @@ impl Snapshots {
     }
 
     /// All entries below some nodes. Goes down level by level, each level's records in one batch.
-    async fn entries(&self, room: RoomSn, roots: &[NodeRef]) -> Result<Vec<(u32, EventSn)>, StoreError> {
+    async fn entries(
+        &self,
+        room: RoomSn,
+        root: NodeRef,
+        fresh: &RecordWriter,
+    ) -> Result<Vec<(u32, EventSn)>, StoreError> {
         let mut found = Vec::new();
-        let mut level: Vec<NodeRef> = roots.iter().copied().filter(|root| !root.is_empty()).collect();
+        let mut level = vec![root];
         while !level.is_empty() {
-            let records = self.records(room, &level).await?;
+            let records = self.records(room, &level, fresh).await?;
             let mut next = Vec::new();
             for at in &level {
-                match node_of(record_of(&records, *at)?, *at)? {
-                    Node::Leaf(entries) => found.extend_from_slice(entries),
-                    Node::Branch(children) => {
-                        next.extend(children.iter().copied().filter(|child| !child.is_empty()))
+                match node_among(&records, *at, fresh)? {
+                    Some(Node::Leaf(entries)) => found.extend_from_slice(entries),
+                    Some(Node::Branch(children)) => {
+                        next.extend(children.iter().copied().filter(|child| !child.is_empty()));
                     }
+                    None => {}
                 }
             }
             level = next;
@@ -183,17 +199,15 @@ impl Snapshots {
         room: RoomSn,
         before: NodeRef,
         after: NodeRef,
+        fresh: &RecordWriter,
     ) -> Result<Vec<(u32, Option<EventSn>, Option<EventSn>)>, StoreError> {
         let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
         let mut level = vec![(before, after)];
         while !level.is_empty() {
             level.retain(|(before, after)| before != after);
-            let wanted: Vec<_> =
-                level.iter().flat_map(|(a, b)| [*a, *b]).filter(|node| !node.is_empty()).collect();
-            let records = self.records(room, &wanted).await?;
-            let node = |at: NodeRef| -> Result<Option<&Node>, StoreError> {
-                if at.is_empty() { Ok(None) } else { node_of(record_of(&records, at)?, at).map(Some) }
-            };
+            let wanted: Vec<_> = level.iter().flat_map(|(a, b)| [*a, *b]).collect();
+            let records = self.records(room, &wanted, fresh).await?;
+            let node = |at: NodeRef| node_among(&records, at, fresh);
             let mut next = Vec::new();
             for (before, after) in &level {
                 match (node(*before)?, node(*after)?) {
@@ -242,8 +256,10 @@ impl Snapshots {
         &self,
         room: RoomSn,
         nodes: &[NodeRef],
+        fresh: &RecordWriter,
     ) -> Result<Vec<(RecordSn, Arc<NodeRecord>)>, StoreError> {
-        let mut wanted: Vec<RecordSn> = nodes.iter().map(|node| node.record).collect();
+        let stored = nodes.iter().filter(|node| !node.is_empty() && fresh.node(**node).is_none());
+        let mut wanted: Vec<RecordSn> = stored.map(|node| node.record).collect();
         wanted.sort_unstable();
         wanted.dedup();
         let mut records = Vec::with_capacity(wanted.len());
@@ -303,6 +319,20 @@ fn record_of(records: &[(RecordSn, Arc<NodeRecord>)], at: NodeRef) -> Result<&No
     }
 }
 
+fn node_among<'a>(
+    records: &'a [(RecordSn, Arc<NodeRecord>)],
+    at: NodeRef,
+    fresh: &'a RecordWriter,
+) -> Result<Option<&'a Node>, StoreError> {
+    if at.is_empty() {
+        return Ok(None);
+    }
+    match fresh.node(at) {
+        Some(node) => Ok(Some(node)),
+        None => node_of(record_of(records, at)?, at).map(Some),
+    }
+}
+
 fn node_of(record: &NodeRecord, at: NodeRef) -> Result<&Node, StoreError> {
     record.nodes.get(usize::from(at.index)).ok_or_else(|| damaged(at.record, "a node is missing"))
 }
@@ -327,6 +357,19 @@ impl SnapshotWriter {
 
     pub async fn lookup(&self, snapshot: SnapshotId, key: StateKeySn) -> Result<Option<EventSn>, StoreError> {
         self.snapshots.find(self.room, root_of(snapshot, key), key.index(), &self.records).await
+    }
+
+    /// As [`Snapshots::diff`], also for what was made here.
+    pub async fn diff(&self, before: SnapshotId, after: SnapshotId) -> Result<Vec<StateChange>, StoreError> {
+        self.snapshots.diff_with(self.room, before, after, &self.records).await
+    }
+
+    /// As [`Snapshots::all`], also for what was made here.
+    pub async fn all(&self, snapshot: SnapshotId) -> Result<Vec<(StateKeySn, EventSn)>, StoreError> {
+        let rest = self.snapshots.entries(self.room, snapshot.rest, &self.records).await?;
+        let members = self.snapshots.entries(self.room, snapshot.members, &self.records).await?;
+        let rest = rest.into_iter().map(|(index, event)| (StateKeySn::other(index), event));
+        Ok(rest.chain(members.into_iter().map(|(index, event)| (StateKeySn::member(index), event))).collect())
     }
 
     /// The state that differs from `base` by these entries; none as a value removes the key.
@@ -430,3 +473,6 @@ impl SnapshotWriter {
         self.records.add(Node::Branch(children), &mut self.next_record)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -183,7 +183,7 @@ impl Turn {
         };
         let room = self.head.room.sn;
         let name = StateKeyRow { kind: key.0.clone(), state_key: key.1.clone() };
-        self.commit.put(&STATE_KEY_NAMES, &(room, number), &name);
+        self.put(&STATE_KEY_NAMES, &(room, number), name);
         self.put(&STATE_KEYS, &(room, key.0.clone(), key.1.clone()), number);
         self.head.remember_key(key.clone(), number);
         Ok(number)

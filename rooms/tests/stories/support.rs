@@ -55,7 +55,12 @@ impl World {
         self.rooms.join(&join, Commit::new()).await
     }
 
-    pub async fn invite(&self, by: &str, name: &str, room: &OwnedRoomId) -> Result<Option<Sent>, MembershipError> {
+    pub async fn invite(
+        &self,
+        by: &str,
+        name: &str,
+        room: &OwnedRoomId,
+    ) -> Result<Option<Sent>, MembershipError> {
         let invite = Invite {
             room: room.clone(),
             sender: user(by),
@@ -94,7 +99,13 @@ impl World {
         self.rooms.send(&send, Commit::new()).await
     }
 
-    pub async fn send(&self, name: &str, room: &OwnedRoomId, kind: &str, content: Value) -> Result<Sent, SendError> {
+    pub async fn send(
+        &self,
+        name: &str,
+        room: &OwnedRoomId,
+        kind: &str,
+        content: Value,
+    ) -> Result<Sent, SendError> {
         self.rooms.send(&event(name, room, kind, content), Commit::new()).await
     }
 
@@ -104,7 +115,12 @@ impl World {
         Some(serde_json::from_str(event.pdu.content_json()).unwrap())
     }
 
-    pub async fn state_event(&self, room: &OwnedRoomId, kind: &str, state_key: &str) -> Option<Arc<StoredEvent>> {
+    pub async fn state_event(
+        &self,
+        room: &OwnedRoomId,
+        kind: &str,
+        state_key: &str,
+    ) -> Option<Arc<StoredEvent>> {
         let room = self.rooms.room(room).await.unwrap().unwrap();
         let head = self.rooms.head(room.sn).await.unwrap().unwrap().value;
         let key = self.rooms.state_key(room.sn, &Kind::new(kind), state_key).await.unwrap()?;
@@ -120,13 +136,17 @@ impl World {
     /// All events of the timeline, oldest first, as (type, state key).
     pub async fn timeline(&self, room: &OwnedRoomId) -> Vec<(String, Option<String>)> {
         let events = self.events(room).await;
-        events.iter().map(|event| (event.pdu.kind().to_string(), event.pdu.state_key().map(str::to_owned))).collect()
+        events
+            .iter()
+            .map(|event| (event.pdu.kind().to_string(), event.pdu.state_key().map(str::to_owned)))
+            .collect()
     }
 
     pub async fn events(&self, room: &OwnedRoomId) -> Vec<Arc<StoredEvent>> {
         let room = self.rooms.room(room).await.unwrap().unwrap();
         let range = tables::TIMELINE.prefix(&room.sn);
-        let rows = self.store.range(&tables::TIMELINE, range, hearth_store::Order::Forward, 10_000).await.unwrap();
+        let rows =
+            self.store.range(&tables::TIMELINE, range, hearth_store::Order::Forward, 10_000).await.unwrap();
         let events: Vec<EventSn> = rows.iter().map(|(_, row)| row.event).collect();
         self.rooms.events().load_many(&room, &events).await.unwrap()
     }

@@ -1,10 +1,8 @@
 //! The shortest story: a room is made, someone joins, both talk, and it is all there after a restart.
 
-mod support;
-
+use crate::support::World;
 use hearth_rooms::Preset;
 use hearth_store::{Store, StoreOptions};
-use support::World;
 
 #[tokio::test]
 async fn a_room_is_made_joined_and_talked_in() {
