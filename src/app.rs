@@ -21,6 +21,7 @@ use crate::{
     config::{ByteSize, Config},
     http::{LocalUser, MatrixError, Shutdown, client_address::ClientAddress, rate_limit::RateLimits},
     media::{self, Media},
+    summaries::Summaries,
     tables::{SERVER, ServerRecord},
 };
 
@@ -40,6 +41,8 @@ pub struct Parts {
     pub rooms: Rooms,
     /// What clients are shown of rooms.
     pub reader: Reader,
+    /// What can be told of rooms in a line.
+    pub summaries: Summaries,
     /// The server's signing key.
     pub key: Arc<Keypair>,
     /// Whose users are ours.
@@ -76,6 +79,7 @@ hands_out! {
     users: Users,
     rooms: Rooms,
     reader: Reader,
+    summaries: Summaries,
     key: Arc<Keypair>,
     local_servers: LocalServers,
     media: Media,
@@ -163,6 +167,7 @@ impl App {
             config,
             store,
             users,
+            summaries: Summaries::new(rooms.clone()),
             rooms,
             reader,
             key,

@@ -11,6 +11,7 @@ pub mod http;
 pub mod media;
 pub mod push;
 pub mod server;
+pub mod summaries;
 pub mod sync;
 pub mod tables;
 #[doc(hidden)]

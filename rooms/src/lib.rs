@@ -8,6 +8,7 @@ mod append;
 mod auth_index;
 mod content;
 mod create;
+mod directory;
 mod errors;
 mod event_row;
 mod events;
@@ -31,6 +32,7 @@ mod view;
 
 pub use content::MemberContent;
 pub use create::{CreateError, CreateRoom, CreatedRoom, InitialState, Preset};
+pub use directory::{ALIASES_MAX, AliasError};
 pub use errors::WriteError;
 pub use event_row::{EventHeader, EventRow, Relation, SentBy};
 pub use events::{Events, RoomInfo, StoredEvent};

@@ -52,7 +52,7 @@ pub fn routes(routes: &mut Routes) {
     add(upload(Route::of::<create_content_async::v3::Request>())
         .specimen(Specimen::path("$server reserved"))
         .to(fill_content));
-    add(Route::of::<create_mxc_uri::v1::Request>().specimen(Specimen::path("").any_body("{}")).to(create));
+    add(Route::of::<create_mxc_uri::v1::Request>().specimen(Specimen::path("")).to(create));
 
     let token = |route: Route| route.auth(Auth::Token);
     add(token(Route::of::<current::get_media_config::v1::Request>())
@@ -252,7 +252,8 @@ const INLINE: &[&str] = &[
 fn disposition(kind: &str, name: Option<String>) -> ContentDisposition {
     let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let inline = INLINE.contains(&essence.as_str());
-    let disposition = if inline { ContentDispositionType::Inline } else { ContentDispositionType::Attachment };
+    let disposition =
+        if inline { ContentDispositionType::Inline } else { ContentDispositionType::Attachment };
     ContentDisposition::new(disposition).with_filename(name.filter(|name| !name.is_empty()))
 }
 

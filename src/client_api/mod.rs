@@ -3,15 +3,20 @@
 
 pub mod account;
 pub mod account_data;
+pub mod capabilities;
 pub mod context;
+pub mod create_room;
 pub mod devices;
+pub mod directory;
 pub mod discovery;
 pub mod filter;
 pub mod login;
 pub mod media;
+pub mod membership;
 pub mod messages;
 pub mod presence;
 pub mod profile;
+pub mod public_rooms;
 pub mod push_rules;
 pub mod reading;
 pub mod receipts;
@@ -34,6 +39,11 @@ use crate::http::Routes;
 pub fn routes() -> Routes {
     let mut routes = Routes::default();
     discovery::routes(&mut routes);
+    capabilities::routes(&mut routes);
+    create_room::routes(&mut routes);
+    membership::routes(&mut routes);
+    directory::routes(&mut routes);
+    public_rooms::routes(&mut routes);
     login::routes(&mut routes);
     registration::routes(&mut routes);
     account::routes(&mut routes);

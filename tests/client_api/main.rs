@@ -1,4 +1,8 @@
 //! The client-server API, endpoint by endpoint, on whole servers in this process.
 
+mod directory;
 mod discovery;
+mod history;
 mod media;
+mod membership;
+mod rooms;

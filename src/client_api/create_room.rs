@@ -1,0 +1,126 @@
+//! Making rooms.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use hearth_rooms::{CreateError, CreateRoom, InitialState, Preset, Rooms, WriteError};
+use hearth_store::Commit;
+use hearth_users::Users;
+use ruma::{
+    OwnedRoomAliasId, RoomAliasId, ServerName,
+    api::client::room::{
+        Visibility,
+        create_room::{self, v3::RoomPreset},
+    },
+    serde::Raw,
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, value::RawValue};
+
+use super::{directory, membership};
+use crate::{
+    config::Config,
+    http::{ApiResult, LocalUser, MatrixError, RateClass, Route, Routes, Ruma, Specimen},
+};
+
+/// The chapter's endpoints.
+pub fn routes(routes: &mut Routes) {
+    routes.add(
+        Route::of::<create_room::v3::Request>()
+            .rate(RateClass::RoomCreation)
+            .not_when_suspended()
+            .specimen(Specimen::path("").body(r#"{"preset":"private_chat"}"#, r#"{"invite":"$other"}"#))
+            .to(create),
+    );
+}
+
+/// `POST /_matrix/client/v3/createRoom`
+async fn create(
+    State(rooms): State<Rooms>,
+    State(users): State<Users>,
+    State(config): State<Arc<Config>>,
+    user: LocalUser,
+    Ruma(request): Ruma<create_room::v3::Request>,
+) -> ApiResult<create_room::v3::Response> {
+    if !request.invite_3pid.is_empty() {
+        return Err(membership::no_third_party_invites());
+    }
+    let listed = request.visibility == Visibility::Public;
+    if listed {
+        directory::check_may_publish(&config, &user)?;
+    }
+    let mut create = CreateRoom::new(user.user_id.clone());
+    create.version = request.room_version.unwrap_or_else(|| config.default_room_version.clone());
+    create.preset = preset(request.preset, listed)?;
+    create.listed = listed;
+    create.creation_content = object("creation_content", request.creation_content)?;
+    create.power_level_content_override =
+        object("power_level_content_override", request.power_level_content_override)?;
+    create.initial_state = request.initial_state.iter().map(initial_state).collect::<Result<_, _>>()?;
+    create.alias = request.room_alias_name.map(|name| alias(&name, &config.server_name)).transpose()?;
+    create.name = request.name;
+    create.topic = request.topic;
+    create.is_direct = request.is_direct;
+    create.profile = membership::profile(&users, &user.user_id).await?;
+    for invited in request.invite {
+        membership::check_invitable(&rooms, &users, &invited, &user.user_id).await?;
+        let profile = membership::profile(&users, &invited).await?;
+        create.invite.push((invited, profile));
+    }
+    let created = rooms.create(&create, Commit::new()).await?;
+    Ok(Ruma(create_room::v3::Response::new(created.room_id)))
+}
+
+fn preset(asked: Option<RoomPreset>, listed: bool) -> Result<Preset, MatrixError> {
+    match asked {
+        None if listed => Ok(Preset::PublicChat),
+        None | Some(RoomPreset::PrivateChat) => Ok(Preset::PrivateChat),
+        Some(RoomPreset::PublicChat) => Ok(Preset::PublicChat),
+        Some(RoomPreset::TrustedPrivateChat) => Ok(Preset::TrustedPrivateChat),
+        Some(other) => Err(MatrixError::invalid_param(format!("there is no preset {}", other.as_str()))),
+    }
+}
+
+fn object<T>(name: &str, raw: Option<Raw<T>>) -> Result<Map<String, Value>, MatrixError> {
+    let Some(raw) = raw else { return Ok(Map::new()) };
+    serde_json::from_str(raw.json().get())
+        .map_err(|error| MatrixError::bad_json(format!("{name} is not an object: {error}")))
+}
+
+fn initial_state<T>(raw: &Raw<T>) -> Result<InitialState, MatrixError> {
+    #[derive(Deserialize)]
+    struct Event {
+        #[serde(rename = "type")]
+        kind: String,
+        #[serde(default)]
+        state_key: String,
+        content: Box<RawValue>,
+    }
+    let event: Event = serde_json::from_str(raw.json().get())
+        .map_err(|error| MatrixError::bad_json(format!("an event of initial_state is malformed: {error}")))?;
+    let content = super::rooms::content(event.content)?;
+    Ok(InitialState { kind: event.kind, state_key: event.state_key, content })
+}
+
+fn alias(name: &str, server_name: &ServerName) -> Result<OwnedRoomAliasId, MatrixError> {
+    let bad = |problem: &str| MatrixError::invalid_param(format!("room_alias_name {problem}"));
+    if name.is_empty() || name.contains([':', '\0']) || name.contains(char::is_whitespace) {
+        return Err(bad("is the part between # and : only"));
+    }
+    RoomAliasId::parse(format!("#{name}:{server_name}")).map_err(|error| bad(&error.to_string()))
+}
+
+impl From<CreateError> for MatrixError {
+    fn from(error: CreateError) -> Self {
+        let message = error.to_string();
+        match error {
+            CreateError::Write(error) => error.into(),
+            CreateError::UnsupportedVersion(_) => Self::unsupported_room_version(message),
+            CreateError::AliasTaken(_) => Self::room_in_use(message),
+            CreateError::AliasElsewhere(_) => Self::invalid_param(message),
+            CreateError::BadRequest(_) => Self::invalid_param(message),
+            CreateError::BadState(WriteError::Forbidden(_)) => Self::invalid_room_state(message),
+            CreateError::BadState(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! Who is in a room: joining, inviting, knocking, leaving, forgetting, kicking and banning.
+
+use axum::extract::State;
+use hearth_rooms::{
+    Invite, Join, Joined, Knock, MembershipError, Profile, Removal, Remove, Rooms, read::Reader,
+};
+use hearth_store::Commit;
+use hearth_users::Users;
+use http::StatusCode;
+use ruma::{
+    OwnedRoomId, OwnedUserId, UserId,
+    api::client::{
+        knock::knock_room,
+        membership::{
+            ban_user, forget_room, invite_user, join_room_by_id, join_room_by_id_or_alias, joined_rooms,
+            kick_user, leave_room, unban_user,
+        },
+    },
+};
+use serde::Deserialize;
+
+use super::{directory, reading::not_in_room};
+use crate::http::{
+    ApiResult, JsonBody, LocalUser, MatrixError, PathArgs, RateClass, Route, Routes, Ruma, Specimen,
+};
+
+/// The chapter's endpoints.
+pub fn routes(routes: &mut Routes) {
+    const NO_REASON: &str = r#"{"reason":5}"#;
+    routes.add(
+        Route::of::<join_room_by_id::v3::Request>()
+            .rate(RateClass::Join)
+            .not_when_suspended()
+            .specimen(Specimen::path("$room").body("{}", NO_REASON).outsider(403, "M_FORBIDDEN"))
+            .to(join_by_id),
+    );
+    routes.add(
+        Route::of::<join_room_by_id_or_alias::v3::Request>()
+            .rate(RateClass::Join)
+            .not_when_suspended()
+            .specimen(Specimen::path("$room").body("{}", NO_REASON).outsider(403, "M_FORBIDDEN"))
+            .to(join),
+    );
+    routes.add(
+        Route::of::<knock_room::v3::Request>()
+            .rate(RateClass::Join)
+            .not_when_suspended()
+            .specimen(Specimen::path("$room").body("{}", NO_REASON).outsider(403, "M_FORBIDDEN"))
+            .to(knock),
+    );
+    routes.add(
+        Route::of::<invite_user::v3::Request>()
+            .rate(RateClass::Invite)
+            .not_when_suspended()
+            .specimen(
+                Specimen::path("$room")
+                    .body(r#"{"user_id":"$third"}"#, r#"{"user_id":5}"#)
+                    .outsider(403, "M_FORBIDDEN"),
+            )
+            .to(invite),
+    );
+    routes.add(
+        Route::of::<leave_room::v3::Request>()
+            .specimen(Specimen::path("$room").body("{}", NO_REASON).outsider(403, "M_FORBIDDEN"))
+            .to(leave),
+    );
+    routes.add(Route::of::<forget_room::v3::Request>().specimen(Specimen::path("$room")).to(forget));
+    let on_others = |route: Route| {
+        route.rate(RateClass::Message).not_when_suspended().specimen(
+            Specimen::path("$room")
+                .body(r#"{"user_id":"$me"}"#, r#"{"user_id":5}"#)
+                .outsider(403, "M_FORBIDDEN")
+                .powerless(403, "M_FORBIDDEN"),
+        )
+    };
+    routes.add(on_others(Route::of::<kick_user::v3::Request>()).to(kick));
+    routes.add(on_others(Route::of::<ban_user::v3::Request>()).to(ban));
+    let unban_specimen = Specimen::path("$room")
+        .body(r#"{"user_id":"$me"}"#, r#"{"user_id":5}"#)
+        .outsider(403, "M_FORBIDDEN")
+        .powerless(403, "M_BAD_STATE");
+    routes.add(on_others(Route::of::<unban_user::v3::Request>()).specimen(unban_specimen).to(unban));
+    routes.add(Route::of::<joined_rooms::v3::Request>().specimen(Specimen::path("")).to(rooms_joined));
+}
+
+/// What a user's member events say of them.
+pub async fn profile(users: &Users, user: &UserId) -> Result<Profile, MatrixError> {
+    let profile = users.profile(user).await?;
+    Ok(Profile {
+        display_name: profile.displayname().map(str::to_owned),
+        avatar_url: profile.avatar_url().map(str::to_owned),
+    })
+}
+
+/// Refuses invites to those who are not here or do not want any.
+pub async fn check_invitable(
+    rooms: &Rooms,
+    users: &Users,
+    invited: &UserId,
+    by: &UserId,
+) -> Result<(), MatrixError> {
+    if invited == by {
+        return Err(MatrixError::forbidden("nobody can invite themselves"));
+    }
+    if !rooms.is_local(invited) {
+        return Err(no_other_server());
+    }
+    if !users.is_active(invited).await? {
+        return Err(MatrixError::not_found(format!("there is no user {invited}")));
+    }
+    if blocks_invites(users, invited).await? {
+        let message = format!("{invited} does not accept invites");
+        return Err(MatrixError::new(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", message));
+    }
+    Ok(())
+}
+
+/// Whether a user's account data says that nobody shall invite them.
+pub async fn blocks_invites(users: &Users, user: &UserId) -> Result<bool, MatrixError> {
+    #[derive(Deserialize)]
+    struct Permissions {
+        default_action: String,
+    }
+    let kept = users.account_data(user, None, "m.invite_permission_config").await?;
+    let permissions: Option<Permissions> = kept.and_then(|json| serde_json::from_str(json.get()).ok());
+    Ok(permissions.is_some_and(|permissions| permissions.default_action == "block"))
+}
+
+/// The refusal of what only other servers could do.
+fn no_other_server() -> MatrixError {
+    MatrixError::forbidden("this server does not talk to other servers yet")
+}
+
+/// The refusal of invites by e-mail or phone.
+pub fn no_third_party_invites() -> MatrixError {
+    MatrixError::new(
+        StatusCode::FORBIDDEN,
+        "M_THREEPID_DENIED",
+        "this server cannot invite by e-mail address or phone number",
+    )
+}
+
+fn nobody_is_there() -> MatrixError {
+    MatrixError::not_found("there is no such room, or nobody of this server is in it")
+}
+
+#[derive(Deserialize)]
+struct Reason {
+    reason: Option<String>,
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/join`
+async fn join_by_id(
+    State(rooms): State<Rooms>,
+    State(users): State<Users>,
+    user: LocalUser,
+    Ruma(request): Ruma<join_room_by_id::v3::Request>,
+) -> ApiResult<join_room_by_id::v3::Response> {
+    let room = join_room(&rooms, &users, user, request.room_id, request.reason).await?;
+    Ok(Ruma(join_room_by_id::v3::Response::new(room)))
+}
+
+/// `POST /_matrix/client/v3/join/{roomIdOrAlias}`
+async fn join(
+    State(rooms): State<Rooms>,
+    State(users): State<Users>,
+    user: LocalUser,
+    Ruma(request): Ruma<join_room_by_id_or_alias::v3::Request>,
+) -> ApiResult<join_room_by_id_or_alias::v3::Response> {
+    let room = directory::room_of(&rooms, request.room_id_or_alias).await?;
+    let room = join_room(&rooms, &users, user, room, request.reason).await?;
+    Ok(Ruma(join_room_by_id_or_alias::v3::Response::new(room)))
+}
+
+async fn join_room(
+    rooms: &Rooms,
+    users: &Users,
+    user: LocalUser,
+    room: OwnedRoomId,
+    reason: Option<String>,
+) -> Result<OwnedRoomId, MatrixError> {
+    let profile = profile(users, &user.user_id).await?;
+    let join = Join { room, user: user.user_id, profile, reason };
+    match rooms.join(&join, Commit::new()).await? {
+        Joined::Here(room) => Ok(room),
+        Joined::NotResident => Err(nobody_is_there()),
+    }
+}
+
+/// `POST /_matrix/client/v3/knock/{roomIdOrAlias}`
+async fn knock(
+    State(rooms): State<Rooms>,
+    State(users): State<Users>,
+    user: LocalUser,
+    Ruma(request): Ruma<knock_room::v3::Request>,
+) -> ApiResult<knock_room::v3::Response> {
+    let room = directory::room_of(&rooms, request.room_id_or_alias).await?;
+    if rooms.room(&room).await?.is_none() {
+        return Err(nobody_is_there());
+    }
+    let profile = profile(&users, &user.user_id).await?;
+    let knock = Knock { room: room.clone(), user: user.user_id, profile, reason: request.reason };
+    rooms.knock(&knock, Commit::new()).await?;
+    Ok(Ruma(knock_room::v3::Response::new(room)))
+}
+
+#[derive(Deserialize)]
+struct Invitation {
+    user_id: Option<OwnedUserId>,
+    reason: Option<String>,
+    medium: Option<String>,
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/invite`
+async fn invite(
+    State(rooms): State<Rooms>,
+    State(users): State<Users>,
+    user: LocalUser,
+    PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
+    JsonBody(invitation): JsonBody<Invitation>,
+) -> ApiResult<invite_user::v3::Response> {
+    if invitation.medium.is_some() {
+        return Err(no_third_party_invites());
+    }
+    let invited = invitation.user_id.ok_or_else(|| MatrixError::missing_param("user_id is missing"))?;
+    let known = rooms.room(&room).await?.ok_or_else(not_in_room)?;
+    if !rooms.is_joined(&user.user_id, known.sn).await? {
+        return Err(not_in_room());
+    }
+    check_invitable(&rooms, &users, &invited, &user.user_id).await?;
+    let profile = profile(&users, &invited).await?;
+    let invite = Invite {
+        room,
+        sender: user.user_id,
+        user: invited,
+        profile,
+        reason: invitation.reason,
+        is_direct: false,
+    };
+    rooms.invite(&invite, Commit::new()).await?;
+    Ok(Ruma(invite_user::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/leave`
+async fn leave(
+    State(rooms): State<Rooms>,
+    user: LocalUser,
+    PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
+    JsonBody(Reason { reason }): JsonBody<Reason>,
+) -> ApiResult<leave_room::v3::Response> {
+    let leaves =
+        Remove { room, sender: user.user_id.clone(), user: user.user_id, removal: Removal::Leave, reason };
+    match rooms.remove(&leaves, Commit::new()).await {
+        // The servers that are in the room cannot be asked: then the user leaves for themselves.
+        Err(MembershipError::NeedsOtherServer) => {
+            rooms.leave_out_of_band(&leaves.user, &leaves.room).await?;
+        }
+        done => drop(done?),
+    }
+    Ok(Ruma(leave_room::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/forget`
+async fn forget(
+    State(rooms): State<Rooms>,
+    user: LocalUser,
+    Ruma(request): Ruma<forget_room::v3::Request>,
+) -> ApiResult<forget_room::v3::Response> {
+    match rooms.forget(&user.user_id, &request.room_id).await {
+        // What one never had to do with is forgotten already.
+        Ok(()) | Err(MembershipError::NeverThere) => Ok(Ruma(forget_room::v3::Response::new())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[derive(Deserialize)]
+struct Target {
+    user_id: OwnedUserId,
+    reason: Option<String>,
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/kick`
+async fn kick(
+    State(rooms): State<Rooms>,
+    user: LocalUser,
+    PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
+    JsonBody(target): JsonBody<Target>,
+) -> ApiResult<kick_user::v3::Response> {
+    remove(&rooms, user, room, target, Removal::Kick).await?;
+    Ok(Ruma(kick_user::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/ban`
+async fn ban(
+    State(rooms): State<Rooms>,
+    user: LocalUser,
+    PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
+    JsonBody(target): JsonBody<Target>,
+) -> ApiResult<ban_user::v3::Response> {
+    remove(&rooms, user, room, target, Removal::Ban).await?;
+    Ok(Ruma(ban_user::v3::Response::new()))
+}
+
+/// `POST /_matrix/client/v3/rooms/{roomId}/unban`
+async fn unban(
+    State(rooms): State<Rooms>,
+    user: LocalUser,
+    PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
+    JsonBody(target): JsonBody<Target>,
+) -> ApiResult<unban_user::v3::Response> {
+    remove(&rooms, user, room, target, Removal::Unban).await?;
+    Ok(Ruma(unban_user::v3::Response::new()))
+}
+
+async fn remove(
+    rooms: &Rooms,
+    user: LocalUser,
+    room: OwnedRoomId,
+    target: Target,
+    removal: Removal,
+) -> Result<(), MatrixError> {
+    let remove = Remove { room, sender: user.user_id, user: target.user_id, removal, reason: target.reason };
+    match rooms.remove(&remove, Commit::new()).await {
+        Err(error @ MembershipError::NotInRoom(_)) if removal == Removal::Unban => {
+            Err(MatrixError::bad_state(format!("{} is not banned: {error}", remove.user)))
+        }
+        done => Ok(drop(done?)),
+    }
+}
+
+/// `GET /_matrix/client/v3/joined_rooms`
+async fn rooms_joined(
+    State(rooms): State<Rooms>,
+    State(reader): State<Reader>,
+    user: LocalUser,
+) -> ApiResult<joined_rooms::v3::Response> {
+    let mut ids = Vec::new();
+    for room in rooms.joined_rooms(&user.user_id).await? {
+        ids.extend(reader.room(room).await?.map(|row| row.room_id.clone()));
+    }
+    Ok(Ruma(joined_rooms::v3::Response::new(ids)))
+}
+
+impl From<MembershipError> for MatrixError {
+    fn from(error: MembershipError) -> Self {
+        let message = error.to_string();
+        match error {
+            MembershipError::Write(error) => error.into(),
+            MembershipError::NeedsOtherServer => no_other_server(),
+            MembershipError::AlreadyJoined(_)
+            | MembershipError::Banned(_)
+            | MembershipError::NotInRoom(_)
+            | MembershipError::NeverThere => Self::forbidden(message),
+            MembershipError::StillJoined => Self::unknown(message),
+        }
+    }
+}

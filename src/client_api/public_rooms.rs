@@ -1,0 +1,217 @@
+//! The list of public rooms, and short descriptions of single rooms for those who are not in them.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRef, State};
+use hearth_rooms::{Membership, Rooms, read::Reader, tables::PUBLIC_ROOMS};
+use hearth_store::{Order, Store};
+use ruma::{
+    OwnedRoomOrAliasId,
+    api::client::{
+        directory::{get_public_rooms, get_public_rooms_filtered},
+        room::get_summary,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+use super::directory;
+use crate::{
+    app::App,
+    config::Config,
+    http::{
+        JsonBody, JsonResult, LocalUser, MatrixError, PathArgs, Query, RateClass, RawJson, Route, Routes,
+        Specimen,
+    },
+    summaries::{Summaries, Summary},
+};
+
+/// The chapter's endpoints.
+pub fn routes(routes: &mut Routes) {
+    routes.add(
+        Route::of::<get_public_rooms::v3::Request>()
+            .rate(RateClass::Other)
+            .specimen(Specimen::path(""))
+            .to(public_rooms),
+    );
+    routes.add(
+        Route::of::<get_public_rooms_filtered::v3::Request>()
+            .rate(RateClass::Other)
+            .specimen(Specimen::path("").body(
+                r#"{"filter":{"generic_search_term":"tea"}}"#,
+                r#"{"filter":{"generic_search_term":1}}"#,
+            ))
+            .to(search_public_rooms),
+    );
+    routes.add(
+        Route::of::<get_summary::v1::Request>()
+            .also_at("/_matrix/client/unstable/im.nheko.summary/rooms/{room_id_or_alias}/summary")
+            .also_at("/_matrix/client/unstable/im.nheko.summary/summary/{room_id_or_alias}")
+            .rate(RateClass::Other)
+            .specimen(Specimen::path("$room").outsider(404, "M_NOT_FOUND"))
+            .to(summary),
+    );
+}
+
+#[derive(Deserialize, Default)]
+struct Filter {
+    generic_search_term: Option<String>,
+    room_types: Option<Vec<Option<String>>>,
+}
+
+#[derive(Deserialize, Default)]
+struct ListQuery {
+    limit: Option<u64>,
+    since: Option<String>,
+    server: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct SearchBody {
+    limit: Option<u64>,
+    since: Option<String>,
+    #[serde(default)]
+    filter: Filter,
+    third_party_instance_id: Option<String>,
+}
+
+/// `GET /_matrix/client/v3/publicRooms`
+async fn public_rooms(app: State<App>, Query(query): Query<ListQuery>) -> JsonResult {
+    list(&app, query, &Filter::default()).await
+}
+
+/// `POST /_matrix/client/v3/publicRooms`
+async fn search_public_rooms(
+    app: State<App>,
+    _: LocalUser,
+    Query(query): Query<ListQuery>,
+    JsonBody(body): JsonBody<SearchBody>,
+) -> JsonResult {
+    if body.third_party_instance_id.is_some() {
+        // No other network is bridged here.
+        return RawJson::of(&serde_json::json!({ "chunk": [], "total_room_count_estimate": 0 }));
+    }
+    let query = ListQuery { limit: body.limit, since: body.since, server: query.server };
+    list(&app, query, &body.filter).await
+}
+
+/// Rooms of a page at most, and if the client does not say.
+const MAX_PAGE: u64 = 500;
+const DEFAULT_PAGE: u64 = 100;
+/// Published rooms looked at.
+const MAX_LISTED: usize = 50_000;
+
+#[derive(Serialize)]
+struct Page<'a> {
+    chunk: &'a [Arc<Summary>],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_batch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_batch: Option<String>,
+    total_room_count_estimate: usize,
+}
+
+async fn list(app: &App, query: ListQuery, filter: &Filter) -> JsonResult {
+    if query.server.as_deref().is_some_and(|server| server != app.config.server_name.as_str()) {
+        return Err(MatrixError::not_found("this server does not talk to other servers yet"));
+    }
+    let store = Store::from_ref(app);
+    let summaries = Summaries::from_ref(app);
+    let published = store.range(&PUBLIC_ROOMS, PUBLIC_ROOMS.all(), Order::Forward, MAX_LISTED).await?;
+    let mut found = Vec::new();
+    for (room, _) in published {
+        found.extend(summaries.of(room).await?.filter(|summary| matches(summary, filter)));
+    }
+    // Large rooms first; among equals the order must not change between two pages.
+    found.sort_by(|a, b| {
+        b.num_joined_members.cmp(&a.num_joined_members).then_with(|| a.room_id.cmp(&b.room_id))
+    });
+    let limit = usize::try_from(query.limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE)).unwrap_or(1);
+    let start = match query.since.as_deref().filter(|since| !since.is_empty()) {
+        Some(since) => since.strip_prefix('p').and_then(|start| start.parse::<usize>().ok()),
+        None => Some(0),
+    };
+    let start = start.ok_or_else(|| MatrixError::invalid_param("not a pagination token of this server"))?;
+    let start = start.min(found.len());
+    let end = start.saturating_add(limit).min(found.len());
+    RawJson::of(&Page {
+        chunk: &found[start..end],
+        next_batch: (end < found.len()).then(|| format!("p{end}")),
+        prev_batch: (start > 0).then(|| format!("p{}", start.saturating_sub(limit))),
+        total_room_count_estimate: found.len(),
+    })
+}
+
+#[derive(Serialize)]
+struct RoomSummary<'a> {
+    #[serde(flatten)]
+    summary: &'a Summary,
+    room_version: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encryption: Option<&'a str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    allowed_room_ids: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    membership: Option<&'static str>,
+}
+
+/// `GET /_matrix/client/v1/room_summary/{roomIdOrAlias}`
+async fn summary(
+    State(rooms): State<Rooms>,
+    State(reader): State<Reader>,
+    State(summaries): State<Summaries>,
+    user: Option<LocalUser>,
+    PathArgs((room,)): PathArgs<(OwnedRoomOrAliasId,)>,
+) -> JsonResult {
+    let unknown = || MatrixError::not_found("there is no such room, or it is not for you");
+    let room_id = directory::room_of(&rooms, room).await?;
+    let room = reader.room_sn(&room_id).await?.ok_or_else(unknown)?;
+    let row = reader.room(room).await?.ok_or_else(unknown)?;
+    let summary = summaries.of(room).await?.ok_or_else(unknown)?;
+    let membership = match &user {
+        Some(user) => rooms.membership_row(&user.user_id, room).await?.map(|row| row.membership),
+        None => None,
+    };
+    let is_member = matches!(membership, Some(Membership::Join | Membership::Invite | Membership::Knock));
+    let is_open = summary.world_readable
+        || matches!(summary.join_rule.as_str(), "public" | "knock" | "knock_restricted");
+    if !is_member && !is_open && !is_allowed(&rooms, user.as_ref(), &summary).await? {
+        return Err(unknown());
+    }
+    RawJson::of(&RoomSummary {
+        room_version: row.version.to_string(),
+        encryption: summary.encryption.as_deref(),
+        allowed_room_ids: &summary.allowed_room_ids,
+        membership: user.map(|_| membership.map_or("leave", Membership::as_str)),
+        summary: &summary,
+    })
+}
+
+/// Whether a user is in one of the rooms from which a restricted room may be joined.
+async fn is_allowed(rooms: &Rooms, user: Option<&LocalUser>, summary: &Summary) -> Result<bool, MatrixError> {
+    let Some(user) = user.filter(|_| summary.join_rule == "restricted") else { return Ok(false) };
+    for room_id in &summary.allowed_room_ids {
+        let Ok(room_id) = ruma::RoomId::parse(room_id.as_str()) else { continue };
+        let Some(room) = rooms.room(&room_id).await? else { continue };
+        if rooms.is_joined(&user.user_id, room.sn).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a room is among those that are looked for.
+fn matches(summary: &Summary, filter: &Filter) -> bool {
+    let type_fits = filter
+        .room_types
+        .as_ref()
+        .is_none_or(|types| types.iter().any(|wanted| wanted.as_deref() == summary.room_type.as_deref()));
+    let term = filter.generic_search_term.as_deref().unwrap_or_default().to_lowercase();
+    let texts = [&summary.name, &summary.topic, &summary.canonical_alias];
+    let mut texts = texts.into_iter().flatten();
+    type_fits && (term.is_empty() || texts.any(|text| text.to_lowercase().contains(&term)))
+}
+
+/// Whose rooms may be listed.
+pub fn may_publish(config: &Config, user: &LocalUser) -> bool {
+    user.is_admin || config.directory.publishers == crate::config::Publishers::Everyone
+}
