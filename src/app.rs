@@ -22,6 +22,7 @@ use crate::{
     http::{LocalUser, MatrixError, Shutdown, client_address::ClientAddress, rate_limit::RateLimits},
     media::{self, Media},
     summaries::Summaries,
+    sync::ClientSync,
     tables::{SERVER, ServerRecord},
 };
 
@@ -43,6 +44,8 @@ pub struct Parts {
     pub reader: Reader,
     /// What can be told of rooms in a line.
     pub summaries: Summaries,
+    /// What is new for those who sync.
+    pub sync: ClientSync,
     /// The server's signing key.
     pub key: Arc<Keypair>,
     /// Whose users are ours.
@@ -80,6 +83,7 @@ hands_out! {
     rooms: Rooms,
     reader: Reader,
     summaries: Summaries,
+    sync: ClientSync,
     key: Arc<Keypair>,
     local_servers: LocalServers,
     media: Media,
@@ -163,11 +167,15 @@ impl App {
         let options = RoomsOptions::default();
         let rooms = Rooms::new(store.clone(), local_servers.clone(), Arc::new(SystemClock), &options);
         let reader = rooms.reader().clone();
+        // Two starts are never within a millisecond.
+        let boot = (now_ms() & u64::from(u32::MAX)) as u32;
+        let sync = ClientSync::start(store.clone(), reader.clone(), users.clone(), Arc::new(now_ms), boot);
         Ok(Self(Arc::new(Parts {
             config,
             store,
             users,
             summaries: Summaries::new(rooms.clone()),
+            sync,
             rooms,
             reader,
             key,

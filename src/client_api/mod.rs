@@ -25,6 +25,7 @@ pub mod relations;
 pub mod rooms;
 pub mod sharing;
 pub mod state;
+pub mod sync;
 pub mod tags;
 pub mod threads;
 pub mod typing;
@@ -55,6 +56,7 @@ pub fn routes() -> Routes {
     context::routes(&mut routes);
     relations::routes(&mut routes);
     threads::routes(&mut routes);
+    sync::routes(&mut routes);
     account_data::routes(&mut routes);
     filter::routes(&mut routes);
     presence::routes(&mut routes);

@@ -9,7 +9,7 @@ use ruma::{UserId, api::client::sync::sync_events, presence::PresenceState};
 use serde::Deserialize;
 
 use crate::{
-    http::{JsonResult, LocalUser, MatrixError, RawJson, Route, Routes, Specimen},
+    http::{JsonResult, LocalUser, MatrixError, RawJson, Route, Routes, Shutdown, Specimen},
     sync::{ClientSync, StateWanted, SyncError, SyncRequest},
 };
 
@@ -34,6 +34,7 @@ struct Query {
 async fn sync(
     State(sync): State<ClientSync>,
     State(users): State<Users>,
+    State(shutdown): State<Shutdown>,
     user: LocalUser,
     RawQuery(query): RawQuery,
 ) -> JsonResult {
@@ -43,7 +44,7 @@ async fn sync(
     let since = since.map(str::parse).transpose().map_err(|BadToken| {
         MatrixError::invalid_param("the parameter since is not a token of this server")
     })?;
-    let request = SyncRequest {
+    let mut request = SyncRequest {
         filter: filter(&sync, &users, &user.user_id, query.filter.as_deref()).await?,
         user: user.user_id,
         device: user.device_id,
@@ -57,6 +58,12 @@ async fn sync(
             _ => StateWanted::Before,
         },
     };
+    tokio::select! {
+        answer = sync.sync(&request) => return Ok(RawJson::from(answer?)),
+        () = shutdown.begun() => {}
+    }
+    // The server is going down: the client gets what there is, and its next request finds the server again.
+    request.timeout = Duration::ZERO;
     Ok(RawJson::from(sync.sync(&request).await?))
 }
 

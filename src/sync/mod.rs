@@ -15,7 +15,7 @@ mod write;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use hearth_rooms::{
@@ -26,7 +26,10 @@ use hearth_store::{Store, StoreError, StreamPosition};
 use hearth_users::{AccountDataChanges, Users, Volatile};
 use quick_cache::sync::Cache;
 use ruma::{OwnedUserId, RoomId};
-use tokio::{sync::broadcast::error::RecvError, time::Instant};
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    time::Instant,
+};
 
 pub use self::request::{MAX_TIMEOUT, StateWanted, SyncRequest};
 use self::{
@@ -115,7 +118,7 @@ impl ClientSync {
             boot,
         };
         let sync = Self { inner: Arc::new(inner) };
-        tokio::spawn(sync.clone().follow_volatile());
+        tokio::spawn(follow_volatile(Arc::downgrade(&sync.inner), sync.users.volatile_changes()));
         sync
     }
 
@@ -370,25 +373,6 @@ impl ClientSync {
         Ok(joined.map(|(room, _)| room).collect())
     }
 
-    /// Wakes those who wait for what is not in the store.
-    async fn follow_volatile(self) {
-        let mut changes = self.users.volatile_changes();
-        loop {
-            let outcome = match changes.recv().await {
-                Ok(Volatile::Typing(room)) => self.wake_for_typing(&room).await,
-                Ok(Volatile::Presence(user)) => self.wake_for_presence(&user).await,
-                Err(RecvError::Lagged(_)) => {
-                    self.tracker.wake_all();
-                    Ok(())
-                }
-                Err(RecvError::Closed) => return,
-            };
-            if let Err(error) = outcome {
-                tracing::error!(%error, "who waits for typing or presence cannot be found");
-            }
-        }
-    }
-
     async fn wake_for_typing(&self, room: &RoomId) -> Result<(), StoreError> {
         if let Some(room) = self.reader.room_sn(room).await? {
             self.tracker.wake_room(room);
@@ -400,6 +384,27 @@ impl ClientSync {
         let rooms = self.rooms_of(user).await?;
         self.tracker.wake_around(user, &rooms);
         Ok(())
+    }
+}
+
+/// Wakes those who wait for what is not in the store.
+async fn follow_volatile(sync: Weak<Inner>, mut changes: broadcast::Receiver<Volatile>) {
+    loop {
+        let change = changes.recv().await;
+        // Held only while something happens, so that a server that was dropped is gone.
+        let Some(sync) = sync.upgrade().map(|inner| ClientSync { inner }) else { return };
+        let outcome = match change {
+            Ok(Volatile::Typing(room)) => sync.wake_for_typing(&room).await,
+            Ok(Volatile::Presence(user)) => sync.wake_for_presence(&user).await,
+            Err(RecvError::Lagged(_)) => {
+                sync.tracker.wake_all();
+                Ok(())
+            }
+            Err(RecvError::Closed) => return,
+        };
+        if let Err(error) = outcome {
+            tracing::error!(%error, "who waits for typing or presence cannot be found");
+        }
     }
 }
 

@@ -109,9 +109,11 @@ impl Tracker {
                 state: Mutex::new(state),
             }),
         };
-        let follower = tracker.clone();
+        let inner = Arc::downgrade(&tracker.inner);
         tokio::spawn(async move {
             while let Some(wake) = watched.next().await {
+                // Held only while something happens, so that a server that was dropped is gone.
+                let Some(follower) = inner.upgrade().map(|inner| Self { inner }) else { return };
                 match wake {
                     Ok(wake) => follower.follow(wake.upto, &wake.touched).await,
                     Err(lagged) => follower.start_over(&lagged),

@@ -105,8 +105,8 @@ fn number<T: FromStr>(text: Option<&str>) -> Result<T, BadToken> {
 }
 
 fn position(text: Option<&str>) -> Result<StreamPosition, BadToken> {
-    let position = StreamPosition::new(number(text)?);
-    if position.is_slot() { Err(BadToken) } else { Ok(position) }
+    let number: u64 = number(text)?;
+    if number > StreamPosition::MAX.get() { Err(BadToken) } else { Ok(StreamPosition::new(number)) }
 }
 
 #[cfg(test)]
