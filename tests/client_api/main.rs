@@ -6,3 +6,4 @@ mod history;
 mod media;
 mod membership;
 mod rooms;
+mod sync;

@@ -257,7 +257,8 @@ impl Client {
     }
 
     pub async fn waits(&self, since: &Value, timeout: Duration) -> Value {
-        let request = self.request(Some(since), json!({}), timeout);
+        let filter = json!({"room": {"timeline": {"limit": 1000}}});
+        let request = self.request(Some(since), filter, timeout);
         serde_json::from_slice(&self.sync.sync(&request).await.unwrap()).unwrap()
     }
 
