@@ -103,7 +103,8 @@ for _ in $(seq 1 1200); do
         tail -n 5 "$dir/hearth.log" >&2
         exit 1
     fi
-    if curl -fsS --noproxy '*' -o /dev/null "http://127.0.0.1:$client_port/_matrix/client/versions" 2>/dev/null; then
+    # /versions answers at once; /health only says "ok" when the store is open.
+    if curl -fsS --noproxy "*" -o /dev/null "http://127.0.0.1:$client_port/health" 2>/dev/null; then
         echo "$pid" | tee "$dir/pids"
         exit 0
     fi
