@@ -16,7 +16,7 @@ WORKDIR /data
 ENV HEARTH_DATA_DIR=/data HEARTH_BIND=0.0.0.0:8008
 VOLUME /data
 EXPOSE 8008 8448
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["curl", "--silent", "--fail", "--output", "/dev/null", "http://127.0.0.1:8008/health"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["hearth"]

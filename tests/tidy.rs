@@ -304,7 +304,7 @@ fn dependencies_have_licences_and_sources_that_are_allowed() {
     for package in packages {
         let name = package["name"].as_str().unwrap();
         let licence = package["license"].as_str().unwrap_or("(none)");
-        if !Licence::new(licence).is_allowed(&allowed) {
+        if !Licence::new(licence).allowed(&allowed) {
             problems.push(format!("{name}: licence {licence}"));
         }
         if banned.contains(name) {
@@ -333,7 +333,7 @@ impl Licence {
         Self(spaced.split_whitespace().map(str::to_owned).collect::<Vec<_>>().into_iter().peekable())
     }
 
-    fn is_allowed(mut self, allowed: &BTreeSet<&str>) -> bool {
+    fn allowed(mut self, allowed: &BTreeSet<&str>) -> bool {
         self.any(allowed)
     }
 
@@ -380,6 +380,6 @@ fn licence_expressions_are_understood() {
         ("Apache-2.0", false),
         ("", false),
     ] {
-        assert_eq!(Licence::new(expression).is_allowed(&allowed), good, "{expression}");
+        assert_eq!(Licence::new(expression).allowed(&allowed), good, "{expression}");
     }
 }

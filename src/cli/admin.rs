@@ -136,7 +136,7 @@ async fn has_admin(app: &App) -> Result<bool, Failure> {
 
 fn user_id(app: &App, name: &str) -> Result<OwnedUserId, Failure> {
     let server_name = &app.config.server_name;
-    let user_id = UserId::parse_with_server_name(name.to_owned(), server_name)
+    let user_id = UserId::parse_with_server_name(name, server_name)
         .map_err(|error| format!("\"{name}\" is no user name: {error}"))?;
     if user_id.server_name() != &**server_name {
         return Err(format!("{user_id} does not belong to this server, {server_name}").into());

@@ -1,6 +1,6 @@
 //! `hearth serve`: from the configuration to a running server and its orderly end.
 
-use std::sync::Arc;
+use std::{io::IsTerminal as _, sync::Arc};
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -68,7 +68,9 @@ fn start_logging(config: &Config) -> Result<(), Failure> {
     use tracing_subscriber::EnvFilter;
     let filter = EnvFilter::try_new(&config.log.level)
         .map_err(|error| format!("the configuration key \"log.level\" has a wrong value: {error}"))?;
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter);
+    // Colours are for people, not for files and journals.
+    let logs = logs.with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     match config.log.format {
         LogFormat::Text => logs.init(),
         LogFormat::Json => logs.json().init(),

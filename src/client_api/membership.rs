@@ -324,7 +324,10 @@ async fn remove(
         Err(error @ MembershipError::NotInRoom(_)) if removal == Removal::Unban => {
             Err(MatrixError::bad_state(format!("{} is not banned: {error}", remove.user)))
         }
-        done => Ok(drop(done?)),
+        done => {
+            done?;
+            Ok(())
+        }
     }
 }
 

@@ -34,7 +34,7 @@ impl ByteSize {
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0 % unit == 0);
+        let unit = UNITS.iter().find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit));
         match unit {
             Some((name, unit)) => write!(out, "{} {name}", self.0 / unit),
             None => write!(out, "{}", self.0),

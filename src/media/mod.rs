@@ -135,7 +135,7 @@ impl Media {
         Ok(Self(Arc::new(Inner {
             store,
             files,
-            thumbnailer: Thumbnailer::new(),
+            thumbnailer: Thumbnailer::default(),
             options,
             clock,
             counting: Mutex::new(()),

@@ -51,11 +51,13 @@ pub struct Thumbnailer {
     turns: Semaphore,
 }
 
-impl Thumbnailer {
-    pub fn new() -> Self {
+impl Default for Thumbnailer {
+    fn default() -> Self {
         Self { turns: Semaphore::new(AT_ONCE) }
     }
+}
 
+impl Thumbnailer {
     /// The thumbnail of a file; made now if nobody has asked for it before.
     pub async fn thumbnail(
         &self,

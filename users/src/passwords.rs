@@ -10,8 +10,9 @@ use argon2::{
     password_hash::{self, Output, ParamsString, Salt, SaltString},
 };
 use parking_lot::Mutex;
-use rand::RngCore;
 use tokio::sync::Semaphore;
+
+use crate::tokens::random_bytes;
 
 /// What a new hash costs. Kept hashes are checked at the cost they were made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,9 +100,7 @@ impl Hasher {
     pub(crate) async fn hash(&self, password: &str) -> Result<PasswordHash, PasswordError> {
         let (password, cost) = (checked(password)?, self.cost);
         self.run(move |memory| {
-            let mut salt = [0; SALT_BYTES];
-            rand::rng().fill_bytes(&mut salt);
-            let salt = SaltString::encode_b64(&salt).map_err(broken)?;
+            let salt = SaltString::encode_b64(&random_bytes::<SALT_BYTES>()).map_err(broken)?;
             let params = params(cost)?;
             let output = derive(&params, &password, salt.as_salt(), HASH_BYTES, memory)?;
             let phc = password_hash::PasswordHash {

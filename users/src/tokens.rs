@@ -47,23 +47,25 @@ pub(crate) fn new_token(prefix: &str) -> (String, TokenHash) {
     (token, hash)
 }
 
-/// `N` random bytes in URL-safe base64.
-pub(crate) fn random<const N: usize>() -> String {
+/// Bytes that nobody can foresee.
+#[allow(clippy::disallowed_methods, reason = "the home of chance for users")]
+pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     rand::rng().fill_bytes(&mut bytes);
-    URL_SAFE_NO_PAD.encode(bytes)
+    bytes
+}
+
+/// `N` random bytes in URL-safe base64.
+pub(crate) fn random<const N: usize>() -> String {
+    URL_SAFE_NO_PAD.encode(random_bytes::<N>())
 }
 
 /// A device id as clients like to show it: ten capital letters.
 pub(crate) fn random_device_id() -> String {
-    let mut bytes = [0; 10];
-    rand::rng().fill_bytes(&mut bytes);
-    bytes.iter().map(|byte| char::from(b'A' + byte % 26)).collect()
+    random_bytes::<10>().iter().map(|byte| char::from(b'A' + byte % 26)).collect()
 }
 
 /// A local part for somebody who did not choose one: twelve small letters.
 pub fn random_name() -> String {
-    let mut bytes = [0; 12];
-    rand::rng().fill_bytes(&mut bytes);
-    bytes.iter().map(|byte| char::from(b'a' + byte % 26)).collect()
+    random_bytes::<12>().iter().map(|byte| char::from(b'a' + byte % 26)).collect()
 }

@@ -163,8 +163,8 @@ fn sort_power_events(
             event
                 .auth_events()
                 .iter()
-                .filter(|id| conflicted.contains(*id))
-                .filter_map(|id| seen.insert(id.clone()).then(|| id.clone())),
+                .filter(|id| conflicted.contains(*id) && seen.insert((*id).clone()))
+                .cloned(),
         );
         graph.insert(event_id, within);
     }

@@ -243,7 +243,7 @@ impl Reader {
             let Some(row) = rows.get(&event) else { continue };
             let redacted = redacted_by(event);
             let built = build_event(
-                &rules,
+                rules,
                 event,
                 row,
                 statuses.get(&event),
@@ -284,7 +284,7 @@ impl Reader {
         }
         let rules = self.rules(room).await?;
         for (event, row) in self.rows(room, &unread).await? {
-            let built = build_event(&rules, event, &row, statuses.get(&event), None, None)?;
+            let built = build_event(rules, event, &row, statuses.get(&event), None, None)?;
             plain.insert(event, Arc::new(built));
         }
         Ok(plain)
