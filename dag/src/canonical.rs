@@ -58,8 +58,12 @@ pub struct Object<'a>(Vec<(Cow<'a, str>, Value<'a>)>);
 impl<'a> Value<'a> {
     /// Reads any JSON value.
     pub fn parse(json: &'a str, strict: bool) -> Result<Self, NotCanonical> {
+        Self::parse_within(json, strict, MAX_NESTING)
+    }
+
+    fn parse_within(json: &'a str, strict: bool, levels: usize) -> Result<Self, NotCanonical> {
         let mut deserializer = serde_json::Deserializer::from_str(json);
-        let value = Seed { remaining: MAX_NESTING }
+        let value = Seed { remaining: levels }
             .deserialize(&mut deserializer)
             .and_then(|value| deserializer.end().map(|()| value))
             .map_err(|error| {
@@ -88,6 +92,13 @@ impl<'a> Value<'a> {
         match self {
             Self::Object(object) => Some(object),
             _ => None,
+        }
+    }
+
+    fn into_object(self) -> Result<Object<'a>, NotCanonical> {
+        match self {
+            Self::Object(object) => Ok(object),
+            _ => Err(NotCanonical::NotAnObject),
         }
     }
 
@@ -148,10 +159,12 @@ impl<'a> Value<'a> {
 impl<'a> Object<'a> {
     /// Reads a JSON object; anything else is refused.
     pub fn parse(json: &'a str, strict: bool) -> Result<Self, NotCanonical> {
-        match Value::parse(json, strict)? {
-            Value::Object(object) => Ok(object),
-            _ => Err(NotCanonical::NotAnObject),
-        }
+        Value::parse(json, strict)?.into_object()
+    }
+
+    /// Reads what is to be an event's content: the event around it is one level of nesting too.
+    pub fn parse_content(json: &'a str, strict: bool) -> Result<Self, NotCanonical> {
+        Value::parse_within(json, strict, MAX_NESTING - 1)?.into_object()
     }
 
     /// The value of a key.

@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     Pdu, RoomRules, Signer,
-    canonical::{self, NotCanonical, Object, Value, push_display, write_string},
+    canonical::{NotCanonical, Object, Value, push_display, write_string},
     hash, limits,
     redact::{empties_content, redact_content},
 };
@@ -157,7 +157,7 @@ impl Parts {
             out
         };
         let kind = draft.kind.to_string();
-        let mut object = Object::parse(draft.content.get(), rules.strict_canonical_json)?;
+        let mut object = Object::parse_content(draft.content.get(), rules.strict_canonical_json)?;
         let mut redacts = draft.redacts.as_ref().map(|event_id| quoted(event_id.as_str()));
         if rules.redacts_in_content
             && redacts.take().is_some()
@@ -283,5 +283,5 @@ pub fn countersign(rules: &RoomRules, pdu: &Pdu, signer: &dyn Signer) -> Pdu {
 
 /// The canonical form of a draft's content: what equality of two state events compares.
 pub fn canonical_content(rules: &RoomRules, content: &RawValue) -> Result<String, NotCanonical> {
-    canonical::to_canonical(content.get(), rules.strict_canonical_json)
+    Ok(Object::parse_content(content.get(), rules.strict_canonical_json)?.to_canonical())
 }

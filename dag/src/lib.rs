@@ -26,7 +26,7 @@ pub use hash::{content_hash, reference_hash};
 pub use pdu::{MalformedPdu, Pdu, StateKey};
 pub use power_levels::{Level, PowerLevels};
 pub use receive::{ReceivedPdu, ServerKeys, VerifiedPdu, VerifyKey, required_signatures};
-pub use redact::{redact, redaction_applies};
+pub use redact::{redact, redact_object, redaction_applies};
 pub use rejection::{PowerAction, Rejection};
 pub use rules::{PowerLevelFormat, RoomRules, StateResolution};
 pub use sign::{Keypair, KeypairError, LocalServers, Signer, sign_json};

@@ -3,4 +3,4 @@
 
 mod keys;
 
-pub use keys::{KeyError, load_or_create_key, published_keys};
+pub use keys::{KeyError, OldKeyError, OldVerifyKey, load_or_create_key, published_keys, server_keys};
