@@ -69,7 +69,8 @@ async fn the_sender_alone_sees_the_transaction_id() {
     for (client, expected) in [(&alice, true), (&phone, false), (&bob, false)] {
         let answer = client.syncs(None, json!({})).await;
         let events = room_of(&answer, "join", &room)["timeline"]["events"].clone();
-        let event = events.as_array().unwrap().iter().find(|event| event["event_id"] == *hello).unwrap().clone();
+        let event =
+            events.as_array().unwrap().iter().find(|event| event["event_id"] == *hello).unwrap().clone();
         assert_eq!(event["unsigned"].get("transaction_id").is_some(), expected, "{event}");
     }
 }
@@ -94,9 +95,14 @@ async fn a_gap_is_limited_and_state_in_it_is_told() {
     assert_eq!(state_types(&section, "state"), [pair("m.room.topic", "")].into());
     assert!(section["summary"]["m.joined_member_count"].is_number(), "the name changed: {section}");
 
-    let after = bob.syncs_with(Some(&first), filter, |request| request.state = hearth::sync::StateWanted::After).await;
+    let after = bob
+        .syncs_with(Some(&first), filter, |request| request.state = hearth::sync::StateWanted::After)
+        .await;
     let section = room_of(&after, "join", &room);
-    assert_eq!(state_types(&section, "state_after"), [pair("m.room.topic", ""), pair("m.room.name", "")].into());
+    assert_eq!(
+        state_types(&section, "state_after"),
+        [pair("m.room.topic", ""), pair("m.room.name", "")].into()
+    );
     assert_eq!(section.get("state"), None);
 }
 
@@ -199,7 +205,11 @@ async fn invites_knocks_leaves_and_bans_have_their_sections() {
     let section = room_of(&joined, "join", &room);
     assert_eq!(section["timeline"]["limited"], true);
     let known = state_types(&section, "state");
-    let shown = section["timeline"]["events"].as_array().unwrap().iter().any(|event| event["type"] == "m.room.create");
+    let shown = section["timeline"]["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .any(|event| event["type"] == "m.room.create");
     assert!(shown || known.contains(&pair("m.room.create", "")), "the whole state: {section}");
 
     let last = alice.says(&room, "the last that bob sees").await;
@@ -248,16 +258,22 @@ async fn who_left_and_came_back_gets_the_state_anew() {
     let section = room_of(&back, "join", &room);
     assert_eq!(section["timeline"]["limited"], true);
     let state = state_types(&section, "state");
-    assert!(state.contains(&pair("m.room.topic", "")) && state.contains(&pair("m.room.create", "")), "{state:?}");
+    assert!(
+        state.contains(&pair("m.room.topic", "")) && state.contains(&pair("m.room.create", "")),
+        "{state:?}"
+    );
 }
 
 #[tokio::test]
 async fn history_before_the_join_is_hidden_where_the_room_says_so() {
     let world = World::new().await;
     let (alice, bob) = (world.client("alice"), world.client("bob"));
-    for (visibility, sees_before, sees_invited) in
-        [("shared", true, true), ("invited", false, true), ("joined", false, false), ("world_readable", true, true)]
-    {
+    for (visibility, sees_before, sees_invited) in [
+        ("shared", true, true),
+        ("invited", false, true),
+        ("joined", false, false),
+        ("world_readable", true, true),
+    ] {
         let room = alice.creates_a_private_room().await;
         alice.sets(&room, "m.room.history_visibility", "", json!({"history_visibility": visibility})).await;
         let before = alice.says(&room, "before").await;
@@ -392,7 +408,10 @@ async fn mentions_and_threads_are_counted_by_themselves() {
     let root = bob.says(&room, "root").await;
     let first = bob.syncs(None, json!({})).await;
     alice
-        .sends(&room, json!({"msgtype": "m.text", "body": "hi", "m.mentions": {"user_ids": ["@bob:hearth.test"]}}))
+        .sends(
+            &room,
+            json!({"msgtype": "m.text", "body": "hi", "m.mentions": {"user_ids": ["@bob:hearth.test"]}}),
+        )
         .await;
     alice
         .sends(&room, json!({"msgtype": "m.text", "body": "reply", "m.relates_to": {"rel_type": "m.thread", "event_id": root}}))

@@ -1,6 +1,8 @@
 //! The own account: who am I, password, deactivation.
 
 use axum::extract::State;
+use hearth_rooms::{Membership, Removal, Remove};
+use hearth_store::Commit;
 use hearth_users::{Kind, Users};
 use ruma::api::client::account::{ThirdPartyIdRemovalStatus, change_password, deactivate, whoami};
 
@@ -71,6 +73,31 @@ async fn deactivate_account(
 
 /// Closes an account for good, whoever wants it: sessions and settings first, then the rooms.
 pub async fn close_account(app: &App, user: &ruma::UserId, erase: bool) -> Result<(), MatrixError> {
-    app.users.deactivate(user, erase).await?;
+    let closed = app.users.deactivate(user, erase).await?;
+    if closed.leave_rooms {
+        leave_all_rooms(app, user).await?;
+    }
+    Ok(())
+}
+
+/// Leaves what was joined, rejects invites and takes back knocks. A room that does not let go holds up no other.
+async fn leave_all_rooms(app: &App, user: &ruma::UserId) -> Result<(), MatrixError> {
+    for (room, row) in app.rooms.memberships(user).await? {
+        if matches!(row.value.membership, Membership::Leave | Membership::Ban) {
+            continue;
+        }
+        let Some(room) = app.rooms.room_of(room).await? else { continue };
+        let leave = Remove {
+            room: room.room_id.clone(),
+            sender: user.to_owned(),
+            user: user.to_owned(),
+            removal: Removal::Leave,
+            reason: None,
+        };
+        if let Err(error) = app.rooms.remove(&leave, Commit::new()).await {
+            tracing::debug!(%user, room_id = %room.room_id, %error, "left without the room's consent");
+            app.rooms.leave_out_of_band(user, &room.room_id).await?;
+        }
+    }
     Ok(())
 }

@@ -10,6 +10,7 @@ pub mod devices;
 pub mod directory;
 pub mod discovery;
 pub mod filter;
+pub mod legacy_sync;
 pub mod login;
 pub mod media;
 pub mod membership;
@@ -57,6 +58,7 @@ pub fn routes() -> Routes {
     relations::routes(&mut routes);
     threads::routes(&mut routes);
     sync::routes(&mut routes);
+    legacy_sync::routes(&mut routes);
     account_data::routes(&mut routes);
     filter::routes(&mut routes);
     presence::routes(&mut routes);

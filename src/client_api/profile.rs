@@ -1,6 +1,7 @@
 //! Profiles: any fields; the name and the picture go on into the rooms.
 
 use axum::extract::State;
+use futures_util::StreamExt as _;
 use hearth_dag::LocalServers;
 use hearth_users::{Profile, ProfileChange, Users};
 use http::Method;
@@ -18,6 +19,9 @@ use crate::{
         Specimen,
     },
 };
+
+/// Rooms that are told of a new name at the same time.
+const ROOMS_AT_ONCE: usize = 16;
 
 const FIELD: &str = "/_matrix/client/v3/profile/{user_id}/{field}";
 const UNSTABLE_FIELD: &str = "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}/{field}";
@@ -128,7 +132,20 @@ fn well_formed(field: &str) -> Result<(), MatrixError> {
     if good { Ok(()) } else { Err(MatrixError::invalid_param("not the name of a profile field")) }
 }
 
-/// The joined rooms show the new name and picture.
-async fn tell_rooms(_app: &App, _user: &UserId, _change: &ProfileChange) -> Result<(), MatrixError> {
+/// The joined rooms show the new name and picture. The profile is changed already: a room that does not let its member
+/// event be changed keeps the old one.
+async fn tell_rooms(app: &App, user: &UserId, change: &ProfileChange) -> Result<(), MatrixError> {
+    let profile = hearth_rooms::Profile {
+        display_name: change.profile.displayname().map(str::to_owned),
+        avatar_url: change.profile.avatar_url().map(str::to_owned),
+    };
+    let joined = app.rooms.joined_rooms(user).await?;
+    let updates = joined.into_iter().map(|room| app.rooms.update_profile(user, room, &profile));
+    let mut updates = futures_util::stream::iter(updates).buffer_unordered(ROOMS_AT_ONCE);
+    while let Some(updated) = updates.next().await {
+        if let Err(error) = updated {
+            tracing::debug!(%user, %error, "a room does not show a new profile");
+        }
+    }
     Ok(())
 }

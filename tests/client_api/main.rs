@@ -3,6 +3,7 @@
 mod directory;
 mod discovery;
 mod history;
+mod legacy_sync;
 mod media;
 mod membership;
 mod rooms;

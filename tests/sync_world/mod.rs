@@ -13,8 +13,8 @@ use std::{
 use hearth::sync::{ClientSync, StateWanted, SyncRequest};
 use hearth_dag::{Keypair, LocalServers, Signer};
 use hearth_rooms::{
-    CreateRoom, InitialState, Invite, Join, Joined, Knock, Preset, Profile, Removal, Remove, Rooms, RoomsOptions,
-    Send, SystemClock, Txn,
+    CreateRoom, InitialState, Invite, Join, Joined, Knock, Preset, Profile, Removal, Remove, Rooms,
+    RoomsOptions, Send, SystemClock, Txn,
     read::{Direction, EventFilter, FilterDefinition, PageRequest, TimelineToken},
 };
 use hearth_store::{Commit, Store, StoreOptions};
@@ -117,7 +117,8 @@ impl Client {
     }
 
     pub async fn joins(&self, room: &str) {
-        let join = Join { room: id(room), user: self.user.clone(), profile: Profile::default(), reason: None };
+        let join =
+            Join { room: id(room), user: self.user.clone(), profile: Profile::default(), reason: None };
         assert_eq!(self.rooms.join(&join, Commit::new()).await.unwrap(), Joined::Here(id(room)));
     }
 
@@ -149,7 +150,8 @@ impl Client {
     }
 
     pub async fn knocks(&self, room: &str) {
-        let knock = Knock { room: id(room), user: self.user.clone(), profile: Profile::default(), reason: None };
+        let knock =
+            Knock { room: id(room), user: self.user.clone(), profile: Profile::default(), reason: None };
         self.rooms.knock(&knock, Commit::new()).await.unwrap();
     }
 
@@ -267,7 +269,12 @@ impl Client {
     }
 
     /// The events before a sync's timeline, the oldest first, back to what is known already.
-    pub async fn pages_back(&self, room: &str, answer: &Value, known: Option<&BTreeSet<String>>) -> Vec<String> {
+    pub async fn pages_back(
+        &self,
+        room: &str,
+        answer: &Value,
+        known: Option<&BTreeSet<String>>,
+    ) -> Vec<String> {
         let from = room_of(answer, "join", room)["timeline"]["prev_batch"].as_str().unwrap().parse().unwrap();
         let mut found = Vec::new();
         let mut next = Some(from);
