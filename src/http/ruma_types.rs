@@ -83,8 +83,17 @@ where
         let reads_body = parts.method != http::Method::GET && parts.method != http::Method::HEAD;
         let body = if reads_body { read_body(body, facts.body_limit).await? } else { Bytes::new() };
         let path_args: Vec<&str> = facts.path_args.iter().map(String::as_str).collect();
+        let bodiless = (reads_body && body.is_empty()).then(|| parts.clone());
         let request = http::Request::from_parts(parts, &body[..]);
-        T::try_from_http_request(request, &path_args).map(Ruma).map_err(|error| refine(error.into(), &body))
+        match (T::try_from_http_request(request, &path_args), bodiless) {
+            (Ok(request), _) => Ok(Ruma(request)),
+            // Only what wants JSON refuses an empty body, and has it count as `{}`.
+            (Err(_), Some(parts)) => {
+                let request = http::Request::from_parts(parts, &b"{}"[..]);
+                T::try_from_http_request(request, &path_args).map(Ruma).map_err(MatrixError::from)
+            }
+            (Err(error), None) => Err(refine(error.into(), &body)),
+        }
     }
 }
 
