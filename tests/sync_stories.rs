@@ -1,5 +1,7 @@
 //! Stories of clients that sync, in one process, without HTTP.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod sync_world;
 
 use std::{collections::BTreeSet, time::Duration};

@@ -24,7 +24,7 @@ use hearth_rooms::{
 };
 use hearth_store::{Store, StoreError, StreamPosition};
 use hearth_users::{AccountDataChanges, Users, Volatile};
-use quick_cache::sync::Cache;
+use quick_cache::{Weighter, sync::Cache};
 use ruma::{OwnedUserId, RoomId};
 use tokio::{
     sync::broadcast::{self, error::RecvError},
@@ -39,8 +39,10 @@ use self::{
     write::{List, Style, push_content_event},
 };
 
-/// Filters that are kept parsed.
-const FILTERS_KEPT: usize = 2_000;
+/// Bytes of JSON of the filters that are kept parsed.
+const FILTER_BYTES: u64 = 2 * 1024 * 1024;
+/// What a filter takes beside its JSON, about.
+const FILTER_OVERHEAD: u64 = 1024;
 /// Users whose presence is told in one answer.
 const MAX_PRESENCE: usize = 500;
 /// Sections of `rooms`, by their names.
@@ -60,7 +62,7 @@ pub struct Inner {
     tracker: Tracker,
     unread: Unread,
     lazy: LazyMembers,
-    filters: Cache<Box<str>, Arc<FilterDefinition>>,
+    filters: Cache<Box<str>, Arc<FilterDefinition>, FilterWeight>,
     clock: hearth_users::Clock,
     boot: u32,
 }
@@ -70,6 +72,15 @@ impl std::ops::Deref for ClientSync {
 
     fn deref(&self) -> &Inner {
         &self.inner
+    }
+}
+
+#[derive(Clone)]
+struct FilterWeight;
+
+impl Weighter<Box<str>, Arc<FilterDefinition>> for FilterWeight {
+    fn weight(&self, json: &Box<str>, _: &Arc<FilterDefinition>) -> u64 {
+        FILTER_OVERHEAD + json.len() as u64
     }
 }
 
@@ -109,7 +120,7 @@ impl ClientSync {
         let inner = Inner {
             unread: Unread::new(reader.clone(), users.clone()),
             lazy: LazyMembers::new(),
-            filters: Cache::new(FILTERS_KEPT),
+            filters: Cache::with_weighter(1_000, FILTER_BYTES, FilterWeight),
             store,
             reader,
             users,

@@ -36,6 +36,8 @@ const EVENT_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 const NAME_CACHE_ENTRIES: usize = 20_000;
 /// A status range may be this many times as long as the list of events it is read for.
 const SPARSE: u32 = 8;
+/// From so many events on a range is read where they lie side by side.
+const DENSE_MIN: usize = 4;
 
 /// Reads rooms. Cheap to clone; all clones share their caches.
 #[derive(Clone)]
@@ -337,10 +339,7 @@ impl Reader {
         if events.is_empty() {
             return Ok(HashMap::new());
         }
-        let keys: Vec<_> = events.iter().map(|event| (room, *event)).collect();
-        let found = self.store().multi_get(&EVENTS, &keys).await?;
-        let mut rows: HashMap<EventSn, EventRow> =
-            events.iter().copied().zip(found).filter_map(|(event, row)| Some((event, row?))).collect();
+        let mut rows = self.bare_rows(room, events).await?;
         for (event, row) in &mut rows {
             if row.header.large
                 && let Some(body) = self.store().get(&LARGE_BODIES, &(room, *event)).await?
@@ -349,6 +348,27 @@ impl Reader {
             }
         }
         Ok(rows)
+    }
+
+    /// The rows of events, without the bodies that lie elsewhere. Events of a page of history lie side by side: then
+    /// they are one range.
+    async fn bare_rows(
+        &self,
+        room: RoomSn,
+        events: &[EventSn],
+    ) -> Result<HashMap<EventSn, EventRow>, StoreError> {
+        let (Some(first), Some(last)) = (events.iter().min(), events.iter().max()) else {
+            return Ok(HashMap::new());
+        };
+        let span = (last.0 - first.0) as usize + 1;
+        if events.len() >= DENSE_MIN && span <= events.len() + events.len() / 4 {
+            let range = EVENTS.prefix(&(room,)).from(&(room, *first)).up_to(&(room, *last));
+            let rows = self.store().range(&EVENTS, range, Order::Forward, span).await?;
+            return Ok(rows.into_iter().map(|((_, event), row)| (event, row)).collect());
+        }
+        let keys: Vec<_> = events.iter().map(|event| (room, *event)).collect();
+        let found = self.store().multi_get(&EVENTS, &keys).await?;
+        Ok(events.iter().copied().zip(found).filter_map(|(event, row)| Some((event, row?))).collect())
     }
 
     /// The status rows of those events that have one.
