@@ -4,13 +4,15 @@
 
 mod common;
 
-use common::{Numbers, Room, keypair, rules};
+use common::{
+    Numbers, Room, build, keypair, keys_of, message, rules, signed_again, value_of, version_of, versions,
+};
 use hearth_dag::{
     BuildError, Draft, Keypair, KeypairError, LocalServers, MalformedPdu, Pdu, Place, ReceivedPdu, Rejection,
     RoomRules, ServerKeys, Signer, VerifyKey,
     canonical::{NotCanonical, Object},
-    content_hash, countersign, limits, redact, redact_object, redaction_applies, reference_hash,
-    required_signatures, sign_json,
+    content_hash, countersign, redact, redact_object, redaction_applies, reference_hash, required_signatures,
+    sign_json,
 };
 use hearth_dag::{Create, PowerLevels};
 use ruma::{
@@ -18,83 +20,6 @@ use ruma::{
     canonical_json, server_name, signatures,
 };
 use serde_json::{Value, json, value::to_raw_value};
-
-fn versions() -> impl Iterator<Item = &'static RoomRules> {
-    RoomRules::all().into_iter()
-}
-
-fn version_of(rules: &RoomRules) -> u32 {
-    rules.version.as_str().parse().unwrap()
-}
-
-/// A draft by Alice with everything else given.
-fn build(
-    rules: &RoomRules,
-    kind: &str,
-    state_key: Option<&str>,
-    content: Value,
-    change: impl FnOnce(&mut Draft),
-) -> Result<Pdu, BuildError> {
-    let mut draft = Draft {
-        sender: UserId::parse("@alice:a").unwrap(),
-        kind: kind.into(),
-        state_key: state_key.map(str::to_owned),
-        content: to_raw_value(&content).unwrap(),
-        redacts: None,
-    };
-    change(&mut draft);
-    let prev = [OwnedEventId::try_from("$prev:a").unwrap()];
-    let auth = [OwnedEventId::try_from("$auth:a").unwrap(), OwnedEventId::try_from("$more:a").unwrap()];
-    let create = kind == "m.room.create";
-    let room_id = RoomId::parse("!room:a").unwrap();
-    let place = Place {
-        room_id: (!create || !rules.room_id_is_create_event).then_some(&*room_id),
-        prev_events: if create { &[] } else { &prev },
-        auth_events: if create { &[] } else { &auth },
-        depth: 12,
-        origin_server_ts: MilliSecondsSinceUnixEpoch(UInt::from(1_000_000_u32)),
-        hashes: None,
-    };
-    draft.build(rules, &place, &keypair(draft.sender.server_name()))
-}
-
-fn message(rules: &RoomRules) -> Pdu {
-    build(rules, "m.room.message", None, json!({ "body": "hello", "msgtype": "m.text" }), |_| {}).unwrap()
-}
-
-fn value_of(pdu: &Pdu) -> Value {
-    serde_json::from_str(pdu.json()).unwrap()
-}
-
-/// Keys of some servers, as they sign in these tests.
-fn keys_of(servers: &[&str]) -> ServerKeys {
-    let mut keys = ServerKeys::default();
-    for server in servers {
-        let server = ServerName::parse(*server).unwrap();
-        let key = keypair(&server);
-        let public = VerifyKey::new(&key.public_key(), None).unwrap();
-        keys.insert(server, key.key_id().to_owned(), public);
-    }
-    keys
-}
-
-/// The JSON signed again by some servers, with a right content hash.
-fn signed_again(rules: &RoomRules, mut event: Value, servers: &[&str]) -> String {
-    event.as_object_mut().unwrap().remove("signatures");
-    event.as_object_mut().unwrap().remove("hashes");
-    let text = event.to_string();
-    let hash = content_hash(&Object::parse(&text, false).unwrap());
-    event["hashes"] = json!({ "sha256": hash });
-    let text = event.to_string();
-    let mut redacted = Object::parse(&text, false).unwrap();
-    redact_object(rules, &mut redacted);
-    for server in servers {
-        sign_json(&keypair(&ServerName::parse(*server).unwrap()), &mut redacted);
-    }
-    event["signatures"] =
-        redacted.get("signatures").map_or(json!({}), |all| serde_json::from_str(&all.to_string()).unwrap());
-    event.to_string()
-}
 
 mod vectors {
     use super::*;
@@ -432,142 +357,6 @@ fn who_may_redact() {
         assert!(!by(redaction("@carol:c", &target)), "of another server");
         let other = redaction("@bob:b", &target);
         assert!(!by(redaction("@alice:a", &other)), "of another event");
-    }
-}
-
-mod limits_of_size {
-    use super::*;
-
-    /// An event of exactly this many bytes.
-    fn of_size(rules: &RoomRules, bytes: usize) -> Result<Pdu, BuildError> {
-        let empty = build(rules, "m.room.message", None, json!({ "body": "" }), |_| {}).unwrap();
-        let body = "x".repeat(bytes - empty.json().len());
-        build(rules, "m.room.message", None, json!({ "body": body }), |_| {})
-    }
-
-    #[test]
-    fn whole_events() {
-        for rules in versions() {
-            let largest = of_size(rules, limits::MAX_EVENT_BYTES).unwrap();
-            assert_eq!(largest.json().len(), 65_536);
-            assert_eq!(ReceivedPdu::parse(rules, largest.json()).unwrap().pdu(), &largest);
-            let error = of_size(rules, limits::MAX_EVENT_BYTES + 1).unwrap_err();
-            assert_eq!(error, BuildError::TooLarge { bytes: 65_537 });
-            let mut larger = value_of(&largest);
-            larger["content"]["body"] = format!("{}x", larger["content"]["body"].as_str().unwrap()).into();
-            let error = ReceivedPdu::parse(rules, &larger.to_string()).unwrap_err();
-            assert_eq!(error, Rejection::EventTooLarge { bytes: 65_537 });
-            // White space and `unsigned` do not count.
-            let mut padded = value_of(&largest);
-            padded["unsigned"] = json!({ "x": "y".repeat(1000) });
-            let padded = serde_json::to_string_pretty(&padded).unwrap();
-            assert_eq!(ReceivedPdu::parse(rules, &padded).unwrap().pdu(), &largest);
-        }
-    }
-
-    #[test]
-    fn types_state_keys_and_ids() {
-        for rules in versions() {
-            let long = |bytes: usize| "é".repeat(bytes / 2) + &"x".repeat(bytes % 2);
-            for bytes in [255, 256] {
-                let fits = |result: Result<Pdu, BuildError>, field: &'static str| {
-                    let expected =
-                        if bytes == 255 { Ok(()) } else { Err(BuildError::FieldTooLong { field }) };
-                    assert_eq!(result.map(drop), expected);
-                };
-                fits(build(rules, &long(bytes), None, json!({}), |_| {}), "type");
-                fits(build(rules, "m.x", Some(&long(bytes)), json!({}), |_| {}), "state key");
-                for (key, field, value) in [
-                    ("type", "type", long(bytes)),
-                    ("state_key", "state key", long(bytes)),
-                    ("sender", "sender", format!("@{}:a", long(bytes - 3))),
-                    ("room_id", "room ID", format!("!{}:a", long(bytes - 3))),
-                    ("event_id", "event ID", format!("${}:a", long(bytes - 3))),
-                ] {
-                    if key == "event_id" && !rules.opaque_event_ids {
-                        continue;
-                    }
-                    let mut event = value_of(&message(rules));
-                    event[key] = value.into();
-                    let result = ReceivedPdu::parse(rules, &event.to_string()).map(drop);
-                    let expected = if bytes == 255 { Ok(()) } else { Err(Rejection::FieldTooLong { field }) };
-                    assert_eq!(result, expected, "version {} {key}", rules.version);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn references_and_depth() {
-        for rules in versions() {
-            let ids = |count: usize| -> Vec<OwnedEventId> {
-                (0..count).map(|index| format!("${index}:a").try_into().unwrap()).collect()
-            };
-            let with = |prev: usize, auth: usize, depth: i64| {
-                let draft = Draft {
-                    sender: UserId::parse("@alice:a").unwrap(),
-                    kind: "m.x".into(),
-                    state_key: None,
-                    content: to_raw_value(&json!({})).unwrap(),
-                    redacts: None,
-                };
-                let room_id = RoomId::parse("!room:a").unwrap();
-                let place = Place {
-                    room_id: Some(&room_id),
-                    prev_events: &ids(prev),
-                    auth_events: &ids(auth),
-                    depth,
-                    origin_server_ts: MilliSecondsSinceUnixEpoch(UInt::from(1_u32)),
-                    hashes: None,
-                };
-                draft.build(rules, &place, &keypair(server_name!("a")))
-            };
-            let largest = with(20, 10, i64::MAX).unwrap();
-            assert_eq!(largest.depth(), rules.max_depth, "deeper is cut off");
-            assert_eq!(with(0, 0, -1).unwrap().depth(), 0);
-            assert!(ReceivedPdu::parse(rules, largest.json()).is_ok());
-            assert_eq!(with(21, 10, 1).unwrap_err(), BuildError::TooManyPrevEvents);
-            assert_eq!(with(20, 11, 1).unwrap_err(), BuildError::TooManyAuthEvents);
-            for (key, rejection) in
-                [("prev_events", Rejection::TooManyPrevEvents), ("auth_events", Rejection::TooManyAuthEvents)]
-            {
-                let mut event = value_of(&largest);
-                let more = event[key][0].clone();
-                event[key].as_array_mut().unwrap().push(more);
-                assert_eq!(ReceivedPdu::parse(rules, &event.to_string()).unwrap_err(), rejection);
-            }
-            let depth = |depth: Value| {
-                let mut event = value_of(&message(rules));
-                event["depth"] = depth;
-                ReceivedPdu::parse(rules, &event.to_string()).map(drop)
-            };
-            let malformed = Err(Rejection::MalformedField { field: "depth" });
-            assert_eq!(depth(json!(rules.max_depth)), Ok(()));
-            assert_eq!(depth(json!(-1)), malformed);
-            assert_eq!(depth(json!("1")), malformed);
-            match rules.strict_canonical_json {
-                true => assert_eq!(depth(json!(1_i64 << 53)), Err(NotCanonical::IntegerOutOfRange.into())),
-                false => assert_eq!(depth(json!(1_u64 << 63)), malformed),
-            }
-        }
-    }
-
-    #[test]
-    fn nesting() {
-        let nested = |depth: usize| (0..depth).fold(json!(1), |inner, _| json!([inner]));
-        for rules in versions() {
-            // The content is one level, in the event's one level.
-            let at = |depth: usize| build(rules, "m.x", None, json!({ "x": nested(depth) }), |_| {});
-            let deepest = at(limits::MAX_NESTING - 2).unwrap();
-            assert!(ReceivedPdu::parse(rules, deepest.json()).is_ok());
-            let too_deep = BuildError::NotCanonical(NotCanonical::TooDeep);
-            assert_eq!(at(limits::MAX_NESTING).unwrap_err(), too_deep);
-            assert_eq!(
-                at(limits::MAX_NESTING - 1).unwrap_err(),
-                too_deep,
-                "as an event it would be too deep"
-            );
-        }
     }
 }
 

@@ -7,11 +7,15 @@ use std::{
 };
 
 use hearth_dag::{
-    Draft, Keypair, Pdu, Place, Rejection, RoomRules, Signer, StateKey, StateResolution, auth_keys, check,
+    BuildError, Draft, Keypair, Pdu, Place, Rejection, RoomRules, ServerKeys, Signer, StateKey,
+    StateResolution, VerifyKey, auth_keys,
+    canonical::Object,
+    check, content_hash, redact_object,
     resolve::{Conflict, Resolution, Step},
+    sign_json,
 };
 use ruma::{
-    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, RoomVersionId,
+    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, RoomVersionId,
     ServerName, UInt, UserId,
     events::{StateEventType, TimelineEventType},
 };
@@ -311,4 +315,81 @@ impl Numbers {
     pub fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
         from[self.below(from.len())]
     }
+}
+
+pub fn versions() -> impl Iterator<Item = &'static RoomRules> {
+    RoomRules::all().into_iter()
+}
+
+pub fn version_of(rules: &RoomRules) -> u32 {
+    rules.version.as_str().parse().unwrap()
+}
+
+/// A draft by Alice with everything else given.
+pub fn build(
+    rules: &RoomRules,
+    kind: &str,
+    state_key: Option<&str>,
+    content: Value,
+    change: impl FnOnce(&mut Draft),
+) -> Result<Pdu, BuildError> {
+    let mut draft = Draft {
+        sender: UserId::parse("@alice:a").unwrap(),
+        kind: kind.into(),
+        state_key: state_key.map(str::to_owned),
+        content: to_raw_value(&content).unwrap(),
+        redacts: None,
+    };
+    change(&mut draft);
+    let prev = [OwnedEventId::try_from("$prev:a").unwrap()];
+    let auth = [OwnedEventId::try_from("$auth:a").unwrap(), OwnedEventId::try_from("$more:a").unwrap()];
+    let create = kind == "m.room.create";
+    let room_id = RoomId::parse("!room:a").unwrap();
+    let place = Place {
+        room_id: (!create || !rules.room_id_is_create_event).then_some(&*room_id),
+        prev_events: if create { &[] } else { &prev },
+        auth_events: if create { &[] } else { &auth },
+        depth: 12,
+        origin_server_ts: MilliSecondsSinceUnixEpoch(UInt::from(1_000_000_u32)),
+        hashes: None,
+    };
+    draft.build(rules, &place, &keypair(draft.sender.server_name()))
+}
+
+pub fn message(rules: &RoomRules) -> Pdu {
+    build(rules, "m.room.message", None, json!({ "body": "hello", "msgtype": "m.text" }), |_| {}).unwrap()
+}
+
+pub fn value_of(pdu: &Pdu) -> Value {
+    serde_json::from_str(pdu.json()).unwrap()
+}
+
+/// Keys of some servers, as they sign in these tests.
+pub fn keys_of(servers: &[&str]) -> ServerKeys {
+    let mut keys = ServerKeys::default();
+    for server in servers {
+        let server = ServerName::parse(*server).unwrap();
+        let key = keypair(&server);
+        let public = VerifyKey::new(&key.public_key(), None).unwrap();
+        keys.insert(server, key.key_id().to_owned(), public);
+    }
+    keys
+}
+
+/// The JSON signed again by some servers, with a right content hash.
+pub fn signed_again(rules: &RoomRules, mut event: Value, servers: &[&str]) -> String {
+    event.as_object_mut().unwrap().remove("signatures");
+    event.as_object_mut().unwrap().remove("hashes");
+    let text = event.to_string();
+    let hash = content_hash(&Object::parse(&text, false).unwrap());
+    event["hashes"] = json!({ "sha256": hash });
+    let text = event.to_string();
+    let mut redacted = Object::parse(&text, false).unwrap();
+    redact_object(rules, &mut redacted);
+    for server in servers {
+        sign_json(&keypair(&ServerName::parse(*server).unwrap()), &mut redacted);
+    }
+    event["signatures"] =
+        redacted.get("signatures").map_or(json!({}), |all| serde_json::from_str(&all.to_string()).unwrap());
+    event.to_string()
 }
