@@ -52,12 +52,73 @@ impl Readable {
     }
 }
 
-/// All tables that are known by name.
+/// All tables, in the order of their parts of the keyspace. A test finds those that are missing.
 fn tables() -> Vec<Readable> {
+    use hearth_rooms::tables as rooms;
     use hearth_users::tables as users;
 
-    use crate::tables as server;
-    vec![Readable::of(users::ACCOUNTS), Readable::secret(users::PASSWORDS), Readable::of(server::SERVER)]
+    use crate::{media::tables as media, tables as server};
+    vec![
+        Readable::of(rooms::ROOM_NUMBERS),
+        Readable::of(rooms::NEXT_ROOM),
+        Readable::of(rooms::EVENT_NUMBERS),
+        Readable::of(rooms::STREAM),
+        Readable::of(rooms::MEMBERSHIPS),
+        Readable::of(rooms::MEMBERSHIP_CHANGES),
+        Readable::of(rooms::OUT_OF_BAND),
+        Readable::of(rooms::ALIASES),
+        Readable::of(rooms::PUBLIC_ROOMS),
+        Readable::of(rooms::TRANSACTIONS),
+        Readable::of(rooms::ROOMS),
+        Readable::of(rooms::HEAD_VERSIONS),
+        Readable::of(rooms::HEADS),
+        Readable::of(rooms::HEAD_SNAPSHOTS),
+        Readable::of(rooms::EVENTS),
+        Readable::of(rooms::LARGE_BODIES),
+        Readable::of(rooms::EVENT_STATUS),
+        Readable::of(rooms::TIMELINE),
+        Readable::of(rooms::GAPS),
+        Readable::of(rooms::MISSING),
+        Readable::of(rooms::QUEUE),
+        Readable::of(rooms::STATE_KEYS),
+        Readable::of(rooms::STATE_KEY_NAMES),
+        Readable::of(rooms::STATE_NODES),
+        Readable::of(rooms::MEMBERS),
+        Readable::of(rooms::ROOM_ALIASES),
+        Readable::of(rooms::REDACTIONS),
+        Readable::of(rooms::RELATIONS),
+        Readable::of(rooms::RELATIONS_WAITING),
+        Readable::of(rooms::ANNOTATIONS),
+        Readable::of(rooms::THREADS),
+        Readable::of(rooms::THREAD_ORDER),
+        Readable::of(rooms::THREAD_PARTICIPANTS),
+        Readable::of(rooms::TO_REDACT),
+        Readable::of(rooms::MINUTES),
+        Readable::of(rooms::AUTH_CHAINS),
+        Readable::of(rooms::AUTH_CHAIN_EVENTS),
+        Readable::of(rooms::AUTH_CHAIN_LINKS),
+        Readable::of(users::ACCOUNTS),
+        Readable::secret(users::PASSWORDS),
+        Readable::of(users::ACCESS_TOKENS),
+        Readable::of(users::REFRESH_TOKENS),
+        Readable::of(users::DEVICES),
+        Readable::of(users::LAST_SEEN),
+        Readable::of(users::LOGIN_TOKENS),
+        Readable::secret(users::REGISTRATION_TOKENS),
+        Readable::of(users::PROFILES),
+        Readable::of(users::DIRECTORY_WORDS),
+        Readable::of(users::ACCOUNT_DATA),
+        Readable::of(users::ACCOUNT_DATA_CHANGES),
+        Readable::of(users::FILTERS),
+        Readable::of(users::FILTER_IDS),
+        Readable::of(users::RECEIPTS),
+        Readable::of(users::RECEIPT_CHANGES),
+        Readable::of(media::MEDIA),
+        Readable::of(media::RESERVED),
+        Readable::of(media::OWNED),
+        Readable::of(media::USAGE),
+        Readable::of(server::SERVER),
+    ]
 }
 
 /// The answer, a line for each table or row.
@@ -124,4 +185,35 @@ fn bytes(hex: &str) -> Result<Vec<u8>, Failure> {
     }
     let digits = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16));
     digits.collect::<Result<_, _>>().map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names of the tables that a crate declares.
+    fn declared(source: &str) -> Vec<&str> {
+        let declarations = source.split("Table::").skip(1);
+        declarations
+            .filter_map(|rest| rest.split_once("(\"")?.1.split_once('"').map(|(name, _)| name))
+            .collect()
+    }
+
+    #[test]
+    fn every_declared_table_can_be_shown_and_has_its_own_space() {
+        let sources = [
+            include_str!("../../rooms/src/tables.rs"),
+            include_str!("../../users/src/tables.rs"),
+            include_str!("../media/tables.rs"),
+            include_str!("../tables.rs"),
+        ];
+        let shown = tables();
+        for name in sources.iter().flat_map(|source| declared(source)) {
+            assert!(shown.iter().any(|table| table.name == name), "inspect does not know {name}");
+        }
+        let mut spaces: Vec<_> = shown.iter().map(|table| table.space).collect();
+        spaces.sort();
+        spaces.dedup();
+        assert_eq!(spaces.len(), shown.len());
+    }
 }
