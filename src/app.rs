@@ -191,7 +191,14 @@ impl App {
         if let Err(error) = self.users.close().await {
             tracing::warn!(%error, "when devices were last seen could not be written");
         }
+        let stats = self.store.stats();
         self.store.clone().close().await;
+        tracing::info!(
+            commits = stats.commits,
+            flushes = stats.flushes,
+            flush_mean_us = stats.flush_us / stats.flushes.max(1),
+            "store closed"
+        );
     }
 
     /// Whose token this is.
