@@ -34,7 +34,11 @@ pub async fn run(report: &mut Report) -> Result<()> {
 
     report.add("event at the 1,000th: p50 in ms", young.p50_ms, Bound::None);
     report.add("event at the 100,000th: p50 in ms", old.p50_ms, Bound::None);
-    report.add("event at the 100,000th against the 1,000th: time", old.p50_ms / young.p50_ms, Bound::AtMost(1.3));
+    report.add(
+        "event at the 100,000th against the 1,000th: time",
+        old.p50_ms / young.p50_ms,
+        Bound::AtMost(1.3),
+    );
     report.add("event at the 100,000th against the 1,000th: CPU", old.cpu_ms / young.cpu_ms, Bound::None);
     report.add("stored bytes per message, second 50,000", bytes, Bound::None);
     report.add("after 100,000 events: RSS in MiB", server.rss_mib()?, Bound::AtMost(120.0));

@@ -124,14 +124,21 @@ pub fn escaped(text: &str) -> String {
 }
 
 /// Sends `count` messages with `concurrency` senders at once; the time of each.
-pub async fn flood(users: &[User], rooms: &[String], count: u64, concurrency: usize) -> Result<Vec<Duration>> {
+pub async fn flood(
+    users: &[User],
+    rooms: &[String],
+    count: u64,
+    concurrency: usize,
+) -> Result<Vec<Duration>> {
     let left = Arc::new(AtomicU64::new(count));
     let mut senders = tokio::task::JoinSet::new();
     for n in 0..concurrency {
-        let (user, room, left) = (users[n % users.len()].clone(), rooms[n % rooms.len()].clone(), left.clone());
+        let (user, room, left) =
+            (users[n % users.len()].clone(), rooms[n % rooms.len()].clone(), left.clone());
         senders.spawn(async move {
             let mut times = Vec::new();
-            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+            {
                 times.push(user.send(&room).await?);
             }
             Result::Ok(times)

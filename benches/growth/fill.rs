@@ -39,7 +39,7 @@ pub async fn room_of(app: &App, members: usize) -> Result<OwnedRoomId> {
         let (rooms, room, user) = (app.rooms.clone(), room.clone(), user(n)?);
         joins.spawn(async move {
             let profile = Profile { display_name: Some(format!("Member {n}")), avatar_url: None };
-            rooms.join(&Join { room, user, profile, reason: None, third_party_signed: None }, Commit::new()).await?;
+            rooms.join(&Join { room, user, profile, reason: None }, Commit::new()).await?;
             Result::Ok(())
         });
     }

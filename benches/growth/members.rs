@@ -24,7 +24,11 @@ pub async fn run(report: &mut Report) -> Result<()> {
     let small = fill::room_of(&app, SMALL).await?;
     let start = Instant::now();
     let large = fill::room_of(&app, LARGE).await?;
-    report.add("20,000 joins of one room: joins/s", LARGE as f64 / start.elapsed().as_secs_f64(), Bound::None);
+    report.add(
+        "20,000 joins of one room: joins/s",
+        LARGE as f64 / start.elapsed().as_secs_f64(),
+        Bound::None,
+    );
 
     let mut times = [Vec::new(), Vec::new()];
     let before = [snapshot_bytes(&app, &small).await?, snapshot_bytes(&app, &large).await?];
@@ -61,6 +65,7 @@ async fn rename(app: &App, room: &OwnedRoomId, members: usize, n: usize) -> Resu
 /// The bytes of keys and values of a room's state nodes.
 async fn snapshot_bytes(app: &App, room: &OwnedRoomId) -> Result<f64> {
     let room = app.rooms.room(room).await?.ok_or("the room is gone")?;
-    let rows = app.store.range(&STATE_NODES, STATE_NODES.prefix(&room.sn), Order::Forward, usize::MAX).await?;
+    let rows =
+        app.store.range(&STATE_NODES, STATE_NODES.prefix(&room.sn), Order::Forward, usize::MAX).await?;
     Ok(rows.iter().map(|(_, node)| node.0.len() + 9).sum::<usize>() as f64)
 }

@@ -48,7 +48,11 @@ pub async fn run(report: &mut Report) -> Result<()> {
     }
     let health = health.unwrap_or(start.elapsed()).as_secs_f64();
     report.add("restart: s until /health answers", health, Bound::AtMost(2.0));
-    report.add("restart: s until clients are served", start.elapsed().as_secs_f64(), Bound::AtMost(RESTART_BOUND_S));
+    report.add(
+        "restart: s until clients are served",
+        start.elapsed().as_secs_f64(),
+        Bound::AtMost(RESTART_BOUND_S),
+    );
     report.add("restart: RSS in MiB", server.rss_mib()?, Bound::None);
     server.stop().await?;
     Ok(())
