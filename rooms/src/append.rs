@@ -20,6 +20,9 @@ use crate::kind::Kind;
 use crate::tables::*;
 use crate::turn::Turn;
 
+/// Prev events of an event of ours. What a head has beyond them stays an extremity: the next event refers to it.
+const PREV_EVENTS_MAX: usize = 20;
+
 /// An event of ours, about to be made.
 pub(crate) struct Sending {
     pub(crate) draft: Draft,
@@ -117,7 +120,7 @@ impl Turn {
             room.rules,
             &Place {
                 room_id: (!is_create || !room.rules.room_id_is_create_event).then_some(&room.room_id),
-                prev_events: &self.head.extremities,
+                prev_events: &self.head.extremities[..self.head.extremities.len().min(PREV_EVENTS_MAX)],
                 auth_events: &auth_ids,
                 depth: if is_create {
                     1
@@ -166,7 +169,7 @@ impl Turn {
             is_ours: true,
             partial: self.head.row.partial_state,
             hash_failed: false,
-            prev_events: self.head.row.extremities.clone(),
+            prev_events: self.head.row.extremities.iter().copied().take(PREV_EVENTS_MAX).collect(),
             auth_events,
             snapshot_before: Some(before),
             replaces: replaced.as_ref().map(|event| event.sn),
@@ -179,9 +182,12 @@ impl Turn {
             self.set_state_event(key, &stored, replaced.as_deref(), slot).await?;
         }
         let head = self.change_head();
-        head.row.extremities = vec![stored.sn];
-        head.extremities = vec![event_id.clone()];
-        head.row.depth = depth;
+        let referred = head.row.extremities.len().min(PREV_EVENTS_MAX);
+        head.row.extremities.drain(..referred);
+        head.extremities.drain(..referred);
+        head.row.extremities.push(stored.sn);
+        head.extremities.push(event_id.clone());
+        head.row.depth = head.row.depth.max(depth);
         if stored.header.kind == "m.room.redaction" {
             self.apply_redaction(&stored).await?;
         }
@@ -313,7 +319,7 @@ impl Turn {
         let room = self.head.room.sn;
         let after = self.snapshots.apply(self.head.row.snapshot, &[(key, Some(stored.sn))]).await?;
         let partial = self.head.row.partial_state;
-        self.put(&HEAD_SNAPSHOTS, &(room, slot), SnapshotRow { snapshot: after, partial });
+        self.commit.put(&HEAD_SNAPSHOTS, &(room, slot), &SnapshotRow { snapshot: after, partial });
         let kind = stored.header.kind.clone();
         let state_key = stored.pdu.state_key().unwrap_or_default().to_owned();
         let head = self.change_head();

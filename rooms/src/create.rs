@@ -1,7 +1,8 @@
 //! Making a room: all its first events in one commit, in the order of the specification.
-//! create, the creator's join, power levels, canonical alias, preset, initial state, name, topic, invites.
+//! * create, the creator's join, power levels, canonical alias, preset, initial state, name, topic, invites.
+//! * Only what does not fit into one commit (some sixty events and more) follows in further ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hearth_dag::{Draft, RoomRules};
 use hearth_store::{Commit, CommitError, StoreError, StreamPosition};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use crate::errors::WriteError;
 use crate::events::RoomInfo;
 use crate::head::Head;
+use crate::lane::Act;
 use crate::membership::Profile;
 use crate::rooms::Rooms;
 use crate::seams::random_text;
@@ -27,6 +29,9 @@ use crate::turn::Turn;
 const INITIAL_STATE_MAX: usize = 200;
 /// Users that may be invited while a room is made.
 const INVITES_MAX: usize = 100;
+/// More rows and bytes than one state event has.
+const ROWS_OF_AN_EVENT: usize = 40;
+const BYTES_OF_AN_EVENT: usize = 100_000;
 /// Characters of a random room id.
 const ROOM_ID_LENGTH: usize = 18;
 /// How often a room is made again because its numbers or its alias were taken meanwhile.
@@ -126,10 +131,18 @@ impl Rooms {
         create.check(self)?;
         for _ in 0..TRIES {
             let mut turn = self.new_room(create, rules).await?;
-            let remote_invites = create.fill(&mut turn).await?;
-            let room_id = turn.head.room.room_id.clone();
+            let (mut drafts, remote_invites) = create.fill(&mut turn).await?;
+            append_what_fits(&mut turn, &mut drafts).await.map_err(CreateError::BadState)?;
+            let room = turn.room();
             match self.found(turn, also.clone()).await {
-                Ok(committed) => {
+                Ok(mut committed) => {
+                    while !drafts.is_empty() {
+                        let more = AppendMore(drafts);
+                        let done = self.decide(&room, &more, &Commit::new()).await?;
+                        drafts = done.output;
+                        committed = done.committed.unwrap_or(committed);
+                    }
+                    let room_id = room.room_id.clone();
                     return Ok(CreatedRoom { room_id, position: committed.last(), remote_invites });
                 }
                 Err(CommitError::Conflict) => {}
@@ -193,32 +206,32 @@ impl CreateRoom {
         Ok(())
     }
 
-    /// All events after the first. Says whom other servers have to be asked about.
-    async fn fill(&self, turn: &mut Turn) -> Result<Vec<OwnedUserId>, CreateError> {
+    /// Lets the creator in. Gives all further events, and users whose servers have to be asked.
+    async fn fill(&self, turn: &mut Turn) -> Result<(VecDeque<Draft>, Vec<OwnedUserId>), CreateError> {
         let rules = turn.head.room.rules;
         let member = self.profile.member_content("join", None);
         let join = self.draft("m.room.member", self.creator.as_str(), member)?;
         turn.append(join.into()).await.map_err(CreateError::BadState)?;
-        let mut state: Vec<Draft> = Vec::new();
+        let mut state: VecDeque<Draft> = VecDeque::new();
         let has = |kind: &str| {
             self.initial_state.iter().any(|event| event.kind == kind && event.state_key.is_empty())
         };
         if !has("m.room.power_levels") || !self.power_level_content_override.is_empty() {
-            state.push(self.draft("m.room.power_levels", "", self.power_levels(rules)?)?);
+            state.push_back(self.draft("m.room.power_levels", "", self.power_levels(rules)?)?);
         }
         if let Some(alias) = &self.alias {
-            state.push(self.draft("m.room.canonical_alias", "", json!({ "alias": alias }))?);
+            state.push_back(self.draft("m.room.canonical_alias", "", json!({ "alias": alias }))?);
         }
         for (kind, content) in self.preset.events() {
             if !has(kind) {
-                state.push(self.draft(kind, "", content)?);
+                state.push_back(self.draft(kind, "", content)?);
             }
         }
         for event in &self.initial_state {
             if event.kind == "m.room.create" || event.kind == "m.room.member" {
                 return Err(CreateError::BadRequest(format!("{} cannot be initial state", event.kind)));
             }
-            state.push(Draft {
+            state.push_back(Draft {
                 sender: self.creator.clone(),
                 kind: TimelineEventType::from(event.kind.as_str()),
                 state_key: Some(event.state_key.clone()),
@@ -227,32 +240,30 @@ impl CreateRoom {
             });
         }
         if let Some(name) = &self.name {
-            state.push(self.draft("m.room.name", "", json!({ "name": name }))?);
+            state.push_back(self.draft("m.room.name", "", json!({ "name": name }))?);
         }
         if let Some(topic) = &self.topic {
             let content = json!({
                 "topic": topic,
                 "m.topic": { "m.text": [{ "body": topic, "mimetype": "text/plain" }] },
             });
-            state.push(self.draft("m.room.topic", "", content)?);
+            state.push_back(self.draft("m.room.topic", "", content)?);
         }
         if let Some(alias) = &self.alias {
             self.take_alias(turn, alias).await?;
-        }
-        // The initial state may hold power levels that forbid what follows: those come last of their kind.
-        for draft in state {
-            turn.append(draft.into()).await.map_err(CreateError::BadState)?;
         }
         if self.listed {
             let row = PublicRoomRow { published_by: Some(self.creator.clone()) };
             let room = turn.head.room.sn;
             turn.put(&PUBLIC_ROOMS, &room, row);
         }
-        self.invite_all(turn).await
+        let remote = self.invites(turn, &mut state)?;
+        Ok((state, remote))
     }
 
-    async fn invite_all(&self, turn: &mut Turn) -> Result<Vec<OwnedUserId>, CreateError> {
+    fn invites(&self, turn: &Turn, state: &mut VecDeque<Draft>) -> Result<Vec<OwnedUserId>, CreateError> {
         let mut remote = Vec::new();
+        let mut seen = BTreeSet::new();
         for (user, profile) in &self.invite {
             if *user == self.creator {
                 return Err(CreateError::BadRequest("the creator cannot be invited".to_owned()));
@@ -261,15 +272,14 @@ impl CreateRoom {
                 remote.push(user.clone());
                 continue;
             }
-            if turn.membership(user).await?.is_some() {
+            if !seen.insert(user) {
                 continue;
             }
             let mut content = profile.member_content("invite", None);
             if self.is_direct {
                 content["is_direct"] = Value::Bool(true);
             }
-            let draft = self.draft("m.room.member", user.as_str(), content)?;
-            turn.append(draft.into()).await.map_err(CreateError::BadState)?;
+            state.push_back(self.draft("m.room.member", user.as_str(), content)?);
         }
         Ok(remote)
     }
@@ -364,6 +374,29 @@ impl CreateRoom {
             redacts: None,
         })
     }
+}
+
+/// Events that did not fit into the commit that made the room.
+struct AppendMore(VecDeque<Draft>);
+
+impl Act for AppendMore {
+    type Output = VecDeque<Draft>;
+    type Error = WriteError;
+
+    async fn decide(&self, turn: &mut Turn) -> Result<VecDeque<Draft>, WriteError> {
+        let mut drafts = self.0.clone();
+        append_what_fits(turn, &mut drafts).await?;
+        Ok(drafts)
+    }
+}
+
+async fn append_what_fits(turn: &mut Turn, drafts: &mut VecDeque<Draft>) -> Result<(), WriteError> {
+    // The first one always fits into an empty commit.
+    while turn.commit.has_room_for(ROWS_OF_AN_EVENT, BYTES_OF_AN_EVENT) {
+        let Some(draft) = drafts.pop_front() else { break };
+        turn.append(draft.into()).await?;
+    }
+    Ok(())
 }
 
 impl Preset {

@@ -17,9 +17,9 @@ use crate::seams::random_number;
 use crate::tables::{HEAD_VERSIONS, HEADS, HeadRow, Residency};
 
 /// State events that a head remembers.
-const REMEMBERED_STATE: usize = 128;
+const REMEMBERED_STATE: usize = 96;
 /// State keys whose numbers a head remembers.
-const REMEMBERED_KEYS: usize = 512;
+const REMEMBERED_KEYS: usize = 256;
 
 /// A type and a state key.
 pub(crate) type StateKey = (Kind, String);

@@ -22,7 +22,7 @@ use crate::turn::Turn;
 use crate::view::Overlay;
 
 /// Lanes that are kept, with their heads. More only while they are in use.
-const LANES_MAX: usize = 2048;
+const LANES_MAX: usize = 1024;
 /// How often a decision is made again because of a conflict.
 const TRIES: usize = 8;
 

@@ -24,6 +24,8 @@ use crate::turn::Turn;
 const AUTHORISERS_LOOKED_AT: usize = 10_000;
 /// Rooms of the `allow` list of a join rule that are looked at.
 const ALLOWED_ROOMS_MAX: usize = 50;
+/// Memberships of one user that are looked at.
+const MEMBERSHIPS_MAX: usize = 1_000_000;
 /// How often an out-of-band change is tried again.
 const TRIES: usize = 8;
 
@@ -275,7 +277,7 @@ impl Rooms {
         user: &UserId,
     ) -> Result<Vec<(RoomSn, Positioned<MembershipRow>)>, StoreError> {
         let range = MEMBERSHIPS.prefix(&user.to_string());
-        let rows = self.store().range(&MEMBERSHIPS, range, Order::Forward, usize::MAX).await?;
+        let rows = self.store().range(&MEMBERSHIPS, range, Order::Forward, MEMBERSHIPS_MAX).await?;
         Ok(rows.into_iter().map(|((_, room), row)| (room, row)).collect())
     }
 }

@@ -278,13 +278,7 @@ impl Receive {
         kept.drain(..surplus);
         (head.row.extremities, head.extremities) = kept.into_iter().unzip();
         head.row.depth = head.row.depth.max(stored.header.depth);
-        let mut forks = Vec::new();
-        for event in head.row.extremities.clone() {
-            let event = turn.event(event).await?;
-            forks.push(turn.state_after(&event).await?);
-        }
-        let after = turn.resolve(forks).await?;
-        turn.set_state(after, slot).await?;
+        turn.resolve_head(slot).await?;
         turn.apply_waiting_redactions(&stored).await?;
         turn.connect_relations(&stored).await?;
         if stored.header.kind == "m.room.redaction" {
@@ -373,8 +367,24 @@ async fn held(turn: &Turn, event: &EventId) -> Result<Option<Arc<StoredEvent>>, 
 }
 
 impl Turn {
+    /// The current state becomes that of all extremities together.
+    pub(crate) async fn resolve_head(&mut self, slot: StreamPosition) -> Result<(), WriteError> {
+        let after = self.state_of(&self.head.row.extremities.clone()).await?;
+        self.set_state(after, slot).await
+    }
+
+    /// The state after several events together.
+    pub(crate) async fn state_of(&mut self, events: &[EventSn]) -> Result<SnapshotId, WriteError> {
+        let mut forks = Vec::with_capacity(events.len());
+        for event in events {
+            let event = self.event(*event).await?;
+            forks.push(self.state_after(&event).await?);
+        }
+        self.resolve(forks).await
+    }
+
     /// The room's state after an event that was checked.
-    async fn state_after(&mut self, event: &StoredEvent) -> Result<SnapshotId, WriteError> {
+    pub(crate) async fn state_after(&mut self, event: &StoredEvent) -> Result<SnapshotId, WriteError> {
         let before = event.snapshot_before().unwrap_or(SnapshotId::EMPTY);
         match event.header.state_key {
             Some(key) if event.status() != Status::Rejected => {
@@ -385,7 +395,11 @@ impl Turn {
     }
 
     /// Another state becomes the current one: members that differ get their rows.
-    async fn set_state(&mut self, after: SnapshotId, slot: StreamPosition) -> Result<(), WriteError> {
+    pub(crate) async fn set_state(
+        &mut self,
+        after: SnapshotId,
+        slot: StreamPosition,
+    ) -> Result<(), WriteError> {
         let room = self.head.room.sn;
         let before = self.head.row.snapshot;
         if after == before {
@@ -397,7 +411,7 @@ impl Turn {
             return Ok(());
         }
         let partial = self.head.row.partial_state;
-        self.put(&HEAD_SNAPSHOTS, &(room, slot), SnapshotRow { snapshot: after, partial });
+        self.commit.put(&HEAD_SNAPSHOTS, &(room, slot), &SnapshotRow { snapshot: after, partial });
         let head = self.change_head();
         head.row.snapshot = after;
         head.forget_state();

@@ -20,7 +20,9 @@ pub(crate) type Rows = HashMap<Vec<u8>, Row>;
 type Sequence = u64;
 
 #[derive(Clone, Default)]
-pub(crate) struct Overlay(Arc<RwLock<HashMap<Vec<u8>, (Sequence, Row)>>>);
+pub(crate) struct Overlay(Arc<RwLock<Held>>);
+
+type Held = HashMap<Vec<u8>, (Sequence, Row)>;
 
 impl Overlay {
     pub(crate) async fn get<K, V>(

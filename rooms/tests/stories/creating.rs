@@ -159,3 +159,25 @@ async fn what_cannot_stand_makes_no_room() {
         .unwrap();
     assert!(rows.is_empty());
 }
+
+#[tokio::test]
+async fn many_invites_and_much_state_go_into_several_commits() {
+    let world = World::new().await;
+    let create = CreateRoom {
+        invite: (0..100).map(|n| (user(&format!("guest{n}")), profile("guest"))).collect(),
+        initial_state: (0..100)
+            .map(|n| InitialState {
+                kind: "org.example".into(),
+                state_key: n.to_string(),
+                content: to_raw_value(&json!({ "long": "x".repeat(20_000) })).unwrap(),
+            })
+            .collect(),
+        ..CreateRoom::new(user("alice"))
+    };
+    let room = world.rooms.create(&create, Commit::new()).await.unwrap().room_id;
+    let info = world.rooms.room(&room).await.unwrap().unwrap();
+    let head = world.rooms.head(info.sn).await.unwrap().unwrap().value;
+    assert_eq!((head.joined, head.invited), (1, 100));
+    assert_eq!(world.timeline(&room).await.len(), 6 + 200);
+    world.say("alice", &room, "welcome").await.unwrap();
+}

@@ -326,3 +326,27 @@ async fn a_redaction_may_come_before_its_target() {
     assert!(event.is_redacted());
     assert_eq!(event.pdu.content_json(), "{}");
 }
+
+#[tokio::test]
+async fn many_forks_are_joined_by_our_next_events() {
+    let (world, room, last, known) = base().await;
+    let mut peer = Peer::new(&room);
+    let bob = remote("bob");
+    let join = json!({ "membership": "join" });
+    let join = peer.event(&bob, "m.room.member", Some(bob.as_str()), join, &[&last], &known);
+    let known = with(&known, &join);
+    let mut events = vec![join.clone()];
+    for n in 0..30 {
+        let content = json!({ "body": n.to_string(), "msgtype": "m.text" });
+        events.push(peer.event(&bob, "m.room.message", None, content, &[&join], &known));
+    }
+    deliver(&world, events).await;
+    let info = world.rooms.room(&room).await.unwrap().unwrap();
+    let extremities = async || world.rooms.head(info.sn).await.unwrap().unwrap().value.extremities.len();
+    assert_eq!(extremities().await, 30);
+    let sent = world.say("alice", &room, "one").await.unwrap();
+    assert_eq!(world.by_id(&room, &sent.event_id).await.pdu.prev_events().len(), 20);
+    assert_eq!(extremities().await, 11);
+    world.say("alice", &room, "two").await.unwrap();
+    assert_eq!(extremities().await, 1);
+}
