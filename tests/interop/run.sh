@@ -82,12 +82,13 @@ against_a_server() {
 }
 
 play_matrix_js_sdk() {
-    local at=$work/matrix-js-sdk node
+    local at=$work/matrix-js-sdk node status=0
     node=$(ls "$at"/node_modules/node-*/bin/node 2>/dev/null | head -n 1)
     (cd "$at" && "${node:-node}" --test-force-exit \
         --test-reporter=spec --test-reporter-destination=stdout \
-        --test-reporter=./tally.js --test-reporter-destination="$work/logs/tally" stories.js) || return 1
+        --test-reporter=./tally.js --test-reporter-destination="$work/logs/tally" stories.js) || status=1
     cat "$work/logs/tally"
+    return "$status"
 }
 
 play_matrix_nio() {
