@@ -61,13 +61,13 @@ pub fn routes(routes: &mut Routes) {
 /// `GET /_matrix/client/v3/pushrules/`
 async fn all(State(users): State<Users>, user: LocalUser) -> JsonResult {
     let rules = users.push_rules(&user.user_id).await?;
-    RawJson::of(&json!({ "global": &*rules.ruleset }))
+    RawJson::of(&rules.shown())
 }
 
 /// `GET /_matrix/client/v3/pushrules/global/`
 async fn global(State(users): State<Users>, user: LocalUser) -> JsonResult {
     let rules = users.push_rules(&user.user_id).await?;
-    RawJson::of(&*rules.ruleset)
+    RawJson::of(&rules.shown().global)
 }
 
 /// `GET /_matrix/client/v3/pushrules/global/{kind}/{ruleId}`

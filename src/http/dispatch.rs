@@ -5,7 +5,7 @@
 //! * The token is checked before the body is read.
 //! * No span, no id, no log line is made at the default log level unless something went wrong.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -13,6 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use http_body_util::BodyExt as _;
 use percent_encoding::percent_decode_str;
 
 use super::{
@@ -146,6 +147,7 @@ impl Dispatcher {
         let announced = request.headers().get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
         if announced.is_some_and(|length| length > body_limit) {
+            drain(request.into_body()).await;
             return Err(MatrixError::too_large("the request is too large"));
         }
         let facts = RequestFacts { route: route.clone(), path_args, client, body_limit };
@@ -264,4 +266,24 @@ pub fn add_cors(headers: &mut HeaderMap) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
     headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HEADERS);
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
+}
+
+/// How much of a refused body is read all the same, and for how long: most clients only look for an answer when they
+/// have sent all.
+const DRAINED_BYTES: usize = 64 << 20;
+const DRAINING: Duration = Duration::from_secs(10);
+
+async fn drain(mut body: Body) {
+    let reading = async {
+        let mut left = DRAINED_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, |data| data.len());
+            match left.checked_sub(length) {
+                Some(rest) => left = rest,
+                None => break,
+            }
+        }
+    };
+    // Whoever is slower than that gets the answer with the connection's end.
+    let _ = tokio::time::timeout(DRAINING, reading).await;
 }

@@ -161,6 +161,9 @@ impl ClientSync {
                 .style()
                 .events(&self.reader, room, events, &hearth_rooms::read::Bundles::new(), list.key(key))
                 .await?;
+        } else {
+            // Clients take a left room without its state for a broken one.
+            list.key(round.request.state.key()).extend_from_slice(b"{\"events\":[]}");
         }
         out.push(b'}');
         Ok(true)

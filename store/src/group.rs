@@ -81,7 +81,7 @@ impl<D: Disk> Committer<D> {
         let rows = disk.range(Scan { start, end, order: Order::Forward, limit: usize::MAX })?;
         let touched_rows = rows.iter().map(|(key, _)| key.to_vec()).collect();
         progress.batch_becomes_visible(last_batch);
-        progress.advance(last_batch, last_position, None);
+        progress.advance(last_batch, last_position);
         Ok(Self { disk, progress, last_position, written_position: last_position, last_batch, touched_rows })
     }
 
@@ -124,12 +124,16 @@ impl<D: Disk> Committer<D> {
         self.last_position = self.written_position;
         self.count(&group, applied - started, applied.elapsed());
         let wake = self.progress.is_watched().then(|| self.wake(&group, keys));
-        self.progress.advance(self.last_batch, self.last_position, wake);
+        self.progress.advance(self.last_batch, self.last_position);
         if group.iter().any(|decided| decided.refusal.is_none() && decided.request.commit.starts_job) {
             self.progress.jobs.notify_one();
         }
         for Decided { request, committed, refusal } in group {
             let _ = request.answer.send(refusal.map_or(Ok(committed), Err));
+        }
+        // Who asked hears first: a client that gets its own event before the answer to its request is confused.
+        if let Some(wake) = wake {
+            self.progress.wake(wake);
         }
     }
 

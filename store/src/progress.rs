@@ -170,10 +170,14 @@ impl Progress {
     }
 
     /// All batches up to this one, and all positions up to this one, are on the disk.
-    pub(crate) fn advance(&self, batch: u64, watermark: u64, wake: Option<Wake>) {
+    pub(crate) fn advance(&self, batch: u64, watermark: u64) {
         self.watermark.store(watermark, SeqCst);
         self.durable.send_modify(|durable| *durable = Durable { watermark, batch, ..*durable });
-        if let (Some(wake), Some(wakes)) = (wake, &*self.wakes.lock()) {
+    }
+
+    /// Tells those who watch what became durable.
+    pub(crate) fn wake(&self, wake: Wake) {
+        if let Some(wakes) = &*self.wakes.lock() {
             let _ = wakes.send(Arc::new(wake));
         }
     }

@@ -41,7 +41,7 @@ pub use filters::{FILTER_MAX, FILTERS_PER_USER, FilterError};
 pub use passwords::{PasswordCost, PasswordError, PasswordHash};
 pub use presence::{Presence, PresenceOptions, PresenceView, Syncing};
 pub use profiles::{PROFILE_KEY_MAX, PROFILE_MAX, Profile, ProfileChange, ProfileError};
-pub use push_rules::{PushRuleError, PushRules};
+pub use push_rules::{PushRuleError, PushRules, ShownPushRules, ShownRuleset};
 pub use receipts::{NewReceipt, Receipt, ReceiptKind, ReceiptOrder, receipt_content};
 pub use registration_tokens::RegistrationToken;
 pub use sessions::{AuthenticateError, Authenticated, NewSession, RefreshError, Session, SessionError};

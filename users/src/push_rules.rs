@@ -7,8 +7,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hearth_store::StoreError;
 use ruma::{
-    UserId,
-    push::{Action, InsertPushRuleError, NewPushRule, RemovePushRuleError, RuleKind, Ruleset},
+    OwnedRoomId, OwnedUserId, UserId,
+    push::{
+        Action, ConditionalPushRule, InsertPushRuleError, NewPushRule, PatternedPushRule,
+        RemovePushRuleError, RuleKind, Ruleset, SimplePushRule,
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -130,17 +133,11 @@ impl Users {
 
     /// The rules as account data.
     pub(crate) async fn push_rules_content(&self, user: &UserId) -> Result<RawJson, StoreError> {
-        #[derive(Serialize)]
-        struct Shown<'a> {
-            global: &'a Ruleset,
-        }
         let rules = self.push_rules(user).await?;
-        serde_json::value::to_raw_value(&Shown { global: &rules.ruleset }).map_err(|error| {
-            StoreError::Corrupt {
-                table: "account_data",
-                key: format!("{user} {PUSH_RULES}"),
-                reason: error.to_string(),
-            }
+        serde_json::value::to_raw_value(&rules.shown()).map_err(|error| StoreError::Corrupt {
+            table: "account_data",
+            key: format!("{user} {PUSH_RULES}"),
+            reason: error.to_string(),
         })
     }
 
@@ -160,6 +157,39 @@ impl Users {
             Ok(Some(Bytes::from(content)))
         };
         self.edit_account_data(user, None, PUSH_RULES, edit).await.map(drop)
+    }
+}
+
+/// Rules as clients expect them: with every kind, also where there is none of it.
+#[derive(Debug, Serialize)]
+pub struct ShownPushRules<'a> {
+    pub global: ShownRuleset<'a>,
+}
+
+/// The rules of all kinds.
+#[derive(Debug, Serialize)]
+pub struct ShownRuleset<'a> {
+    #[serde(rename = "override")]
+    override_: Vec<&'a ConditionalPushRule>,
+    content: Vec<&'a PatternedPushRule>,
+    room: Vec<&'a SimplePushRule<OwnedRoomId>>,
+    sender: Vec<&'a SimplePushRule<OwnedUserId>>,
+    underride: Vec<&'a ConditionalPushRule>,
+}
+
+impl PushRules {
+    /// As they are told to clients.
+    pub fn shown(&self) -> ShownPushRules<'_> {
+        let rules = &self.ruleset;
+        ShownPushRules {
+            global: ShownRuleset {
+                override_: rules.override_.iter().collect(),
+                content: rules.content.iter().collect(),
+                room: rules.room.iter().collect(),
+                sender: rules.sender.iter().collect(),
+                underride: rules.underride.iter().collect(),
+            },
+        }
     }
 }
 
