@@ -199,8 +199,13 @@ impl Users {
                 self.read_account_data(user, room, kind).await.map_err(|error| E::from(error.into()))?;
             let Some(after) = edit(before.as_ref().map(|row| &*row.value.0))? else { return Ok(None) };
             self.write_account_data(user, room, kind, before.as_ref(), after, &mut commit);
+            // A waiting /sync is woken by the commit itself, before we are told of it.
+            let caching = (
+                (kind == IGNORED_USERS).then(|| self.inner.ignores.changing(user.as_str().into())),
+                (kind == PUSH_RULES).then(|| self.inner.push_rules.changing(user.as_str().into())),
+            );
             let outcome = self.commit_changes(Some(user), None, commit).await;
-            self.drop_cached(user, kind);
+            drop(caching);
             match outcome {
                 Ok(committed) => return Ok(Some(committed.last())),
                 Err(CommitError::Conflict) => {}
@@ -241,14 +246,6 @@ impl Users {
         }
         commit.put(&ACCOUNT_DATA, &key, &Positioned { position, value: Blob(after) });
         commit.put(&ACCOUNT_DATA_CHANGES, &index(position), &());
-    }
-
-    fn drop_cached(&self, user: &UserId, kind: &str) {
-        match kind {
-            IGNORED_USERS => self.inner.ignores.drop(&user.as_str().into()),
-            PUSH_RULES => self.inner.push_rules.drop(&user.as_str().into()),
-            _ => {}
-        }
     }
 }
 
