@@ -26,6 +26,7 @@ pub struct User {
 }
 
 impl Client {
+    #[expect(clippy::disallowed_methods, reason = "this asks only the server that the bench has started")]
     pub fn new(base: &str) -> Result<Self> {
         // No other process has set one; a second call answers with an error that is no matter.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -77,12 +78,6 @@ impl User {
         Ok(answer["room_id"].as_str().unwrap_or_default().to_owned())
     }
 
-    pub async fn join(&self, room: &str) -> Result<()> {
-        let url = format!("{}/_matrix/client/v3/join/{}", self.client.base, escaped(room));
-        self.call(self.client.http.post(url).json(&json!({}))).await?;
-        Ok(())
-    }
-
     /// Sends a message of 120 bytes of text; how long the answer took.
     pub async fn send(&self, room: &str) -> Result<Duration> {
         let number = self.client.fresh();
@@ -95,18 +90,6 @@ impl User {
         let content = json!({ "msgtype": "m.text", "body": body });
         let start = Instant::now();
         self.call(self.client.http.put(url).json(&content)).await?;
-        Ok(start.elapsed())
-    }
-
-    pub async fn set_state(&self, room: &str, kind: &str, key: &str, content: &Value) -> Result<Duration> {
-        let url = format!(
-            "{}/_matrix/client/v3/rooms/{}/state/{kind}/{}",
-            self.client.base,
-            escaped(room),
-            escaped(key)
-        );
-        let start = Instant::now();
-        self.call(self.client.http.put(url).json(content)).await?;
         Ok(start.elapsed())
     }
 
