@@ -162,8 +162,13 @@ impl ClientSync {
                 .events(&self.reader, room, events, &hearth_rooms::read::Bundles::new(), list.key(key))
                 .await?;
         } else {
-            // Clients take a left room without its state for a broken one.
-            list.key(round.request.state.key()).extend_from_slice(b"{\"events\":[]}");
+            // Clients take a left room without its state for a broken one. Behind the timeline, the state that they may
+            // see is their own leaving.
+            let is_after = round.request.state.is_after() && !viewer.was_joined();
+            let own = timeline.events.iter().filter(|_| is_after);
+            let events = own.map(|shown| Written { event: &shown.event, membership: None });
+            let (key, bundles) = (round.request.state.key(), hearth_rooms::read::Bundles::new());
+            round.style().events(&self.reader, room, events, &bundles, list.key(key)).await?;
         }
         out.push(b'}');
         Ok(true)
