@@ -186,5 +186,6 @@ test("an expired or unknown token stops a sync, it does not hang it", async () =
     let loggedOut = false;
     client.on("Session.logged_out", () => (loggedOut = true));
     await clientOf(session).logout(false);
-    await until("the client learns that it is logged out", () => loggedOut);
+    // The poll under way may run to its end, 10 s; the one after it is refused.
+    await until("the client learns that it is logged out", () => loggedOut, 20_000);
 });
