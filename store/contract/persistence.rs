@@ -86,28 +86,6 @@ pub async fn staged_rows_without_a_flip_are_swept_on_opening() {
     assert_eq!((count(&here.store, 1).await, count(&here.store, 2).await), (0, 10));
 }
 
-pub async fn many_committers_share_flushes() {
-    let here = Place::directory().open().await;
-    let before = here.store.stats();
-    let tasks: Vec<_> = (0..64)
-        .map(|n| {
-            let store: Store = here.store.clone();
-            tokio::spawn(async move {
-                for _ in 0..20 {
-                    store.commit(streamed(n)).await.unwrap();
-                }
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await.unwrap();
-    }
-    let stats = here.store.stats();
-    let (commits, flushes) = (stats.commits - before.commits, stats.flushes - before.flushes);
-    assert_eq!(commits, 64 * 20);
-    assert!(commits >= 8 * flushes, "{commits} commits took {flushes} flushes");
-}
-
 pub async fn closing_finishes_what_is_queued_and_refuses_the_rest() {
     let here = Place::directory().open().await;
     let pending: Vec<_> = (0..100).map(|n| here.store.submit(streamed(n))).collect();
@@ -118,30 +96,6 @@ pub async fn closing_finishes_what_is_queued_and_refuses_the_rest() {
     }
     let stream = here.store.range(&STREAM, STREAM.all(), Order::Forward, 1000).await.unwrap();
     assert_eq!(stream.len(), 100);
-}
-
-pub async fn a_queue_past_its_bound_is_refused() {
-    let here = Place::directory().open().await;
-    let commits: Vec<_> = (0..700)
-        .map(|n| {
-            let mut commit = Commit::new();
-            for row in 0..20 {
-                commit.put(&PAIRS, &(0, row), &Blob(vec![n as u8; 6000].into()));
-            }
-            commit
-        })
-        .collect();
-    let pending: Vec<_> = commits.into_iter().map(|commit| here.store.submit(commit)).collect();
-    let (mut done, mut refused) = (0, 0);
-    for pending in pending {
-        match pending.await {
-            Ok(_) => done += 1,
-            Err(CommitError::Store(StoreError::Overloaded { .. })) => refused += 1,
-            Err(error) => panic!("{error}"),
-        }
-    }
-    assert!(done > 100 && refused > 0, "{done} done, {refused} refused");
-    here.store.commit(streamed(1)).await.unwrap();
 }
 
 impl super::Here {

@@ -224,3 +224,105 @@ impl<D: Disk> Disk for Held<D> {
         self.disk.writable()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::group::Rows;
+    use crate::memory::Memory;
+    use crate::{Blob, CommitError, Space, Table};
+
+    const ROWS: Table<u64, Blob> = Table::new("rows", Space(0x20));
+
+    /// Held while the disk is stuck in a flush.
+    type Gate = Arc<Mutex<()>>;
+
+    struct Stuck {
+        disk: Memory,
+        gate: Gate,
+    }
+
+    impl Disk for Stuck {
+        fn get(&self, key: &[u8]) -> Result<Option<Data>, StoreError> {
+            self.disk.get(key)
+        }
+        fn range(&self, scan: Scan<'_>) -> Result<Vec<(Data, Data)>, StoreError> {
+            self.disk.range(scan)
+        }
+        fn apply(&self, rows: &Rows<'_>) -> Result<(), StoreError> {
+            self.disk.apply(rows)
+        }
+        fn flush(&self, batch: u64) -> Result<(), StoreError> {
+            drop(self.gate.lock());
+            self.disk.flush(batch)
+        }
+        fn check_reached(&self, batch: u64) -> Result<(), StoreError> {
+            self.disk.check_reached(batch)
+        }
+        fn writable(&self) -> Result<(), StoreError> {
+            self.disk.writable()
+        }
+    }
+
+    fn engine() -> (Local<Stuck>, Gate) {
+        let gate = Gate::default();
+        let disk = Stuck { disk: Memory::default(), gate: gate.clone() };
+        (Local::with_thread(disk).unwrap(), gate)
+    }
+
+    fn row(n: u64, length: usize) -> Commit {
+        let mut commit = Commit::new();
+        commit.put(&ROWS, &n, &Blob(vec![0; length].into()));
+        commit
+    }
+
+    /// Returns when the thread has taken all that was queued.
+    fn wait_until_taken(engine: &Local<Stuck>) {
+        let Writer::Thread { queue, .. } = &engine.writer else { panic!("an engine with a thread") };
+        while !queue.waiting.lock().requests.is_empty() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_during_a_flush_shares_the_next() {
+        let (engine, gate) = engine();
+        let stuck = gate.lock();
+        let first = engine.submit(row(0, 1));
+        wait_until_taken(&engine);
+        let others: Vec<_> = (1..64).map(|n| engine.submit(row(n, 1))).collect();
+        drop(stuck);
+        first.await.unwrap();
+        for other in others {
+            other.await.unwrap();
+        }
+        let counters = &engine.progress().counters;
+        let load =
+            |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!((load(&counters.commits), load(&counters.flushes)), (64, 2));
+    }
+
+    #[tokio::test]
+    async fn a_queue_past_its_bound_is_refused() {
+        const LENGTH: usize = 6000;
+        let (engine, gate) = engine();
+        let stuck = gate.lock();
+        let first = engine.submit(row(0, LENGTH));
+        wait_until_taken(&engine);
+        let fit = (QUEUE_BYTES / row(0, LENGTH).bytes()) as u64;
+        let waiting: Vec<_> = (0..fit).map(|n| engine.submit(row(n, LENGTH))).collect();
+        let refused = engine.submit(row(fit, LENGTH));
+        drop(stuck);
+        match refused.await {
+            Err(CommitError::Store(StoreError::Overloaded { queued, limit: QUEUE_BYTES })) => {
+                assert!(queued > QUEUE_BYTES - 2 * LENGTH);
+            }
+            other => panic!("{other:?}"),
+        }
+        first.await.unwrap();
+        for waiting in waiting {
+            waiting.await.unwrap();
+        }
+        engine.submit(row(fit, LENGTH)).await.unwrap();
+    }
+}

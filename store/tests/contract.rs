@@ -101,16 +101,6 @@ mod on_disk {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn many_committers_share_flushes() {
-        persistence::many_committers_share_flushes().await;
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_queue_past_its_bound_is_refused() {
-        persistence::a_queue_past_its_bound_is_refused().await;
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn closing_finishes_what_is_queued_and_refuses_the_rest() {
         persistence::closing_finishes_what_is_queued_and_refuses_the_rest().await;
     }
