@@ -66,7 +66,7 @@ impl Server {
         let start = Instant::now();
         let client = Client::new(&self.base)?;
         loop {
-            if let Ok((200, _)) = client.get_status("/_matrix/client/versions").await {
+            if let Ok((200, _)) = client.get_status("/health").await {
                 return Ok(start.elapsed());
             }
             if start.elapsed() > START_BOUND {
