@@ -66,6 +66,27 @@ pub fn routes() -> crate::http::Routes {
     routes
 }
 
+/// Whom a listener is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serves {
+    /// Clients, and other servers too: one port may do for both.
+    Everybody,
+    /// Other servers only.
+    Servers,
+}
+
+impl Serves {
+    /// Whether such a listener answers on this path.
+    fn covers(self, path: &str) -> bool {
+        const FOR_SERVERS: &[&str] =
+            &["/_matrix/federation/", "/_matrix/key/", "/.well-known/matrix/", "/health"];
+        match self {
+            Self::Everybody => true,
+            Self::Servers => FOR_SERVERS.iter().any(|beginning| path.starts_with(beginning)),
+        }
+    }
+}
+
 /// What listeners talk to: nothing yet, then the dispatcher.
 #[derive(Clone, Default)]
 pub struct Front(Arc<OnceLock<Dispatcher>>);
@@ -82,6 +103,16 @@ impl Front {
     pub fn open(&self, dispatcher: Dispatcher) {
         // Only the first counts; there is no second.
         let _ = self.0.set(dispatcher);
+    }
+
+    /// Answers one request of a listener.
+    async fn handle_at(&self, serves: Serves, request: Request<Body>, peer: SocketAddr) -> Response {
+        if serves.covers(request.uri().path()) {
+            return self.handle(request, peer).await;
+        }
+        finished(
+            MatrixError::unrecognized("unrecognized request: this port is for other servers").into_response(),
+        )
     }
 
     /// Answers one request.
@@ -116,34 +147,42 @@ fn finished(mut response: Response) -> Response {
 }
 
 /// Bound listeners, not yet served.
-pub struct Listeners(Vec<(TcpListener, Option<TlsAcceptor>)>);
+pub struct Listeners(Vec<Listener>);
+
+struct Listener {
+    socket: TcpListener,
+    tls: Option<TlsAcceptor>,
+    serves: Serves,
+}
 
 impl Listeners {
     /// Binds all addresses of the configuration.
     pub async fn bind(config: &Config) -> Result<Self, StartError> {
         let mut listeners = Vec::new();
         for address in &config.bind {
-            listeners.push((bind(*address).await?, None));
+            listeners.push(Listener { socket: bind(*address).await?, tls: None, serves: Serves::Everybody });
         }
         if let (Some(certificate), Some(key)) = (&config.tls.certificate, &config.tls.key) {
-            let acceptor = tls_acceptor(certificate, key)?;
+            let tls = Some(tls_acceptor(certificate, key)?);
             for address in &config.tls.bind {
-                listeners.push((bind(*address).await?, Some(acceptor.clone())));
+                let (socket, tls) = (bind(*address).await?, tls.clone());
+                listeners.push(Listener { socket, tls, serves: Serves::Everybody });
             }
         }
-        let acceptor = match (&config.federation.certificate, &config.federation.key) {
+        let tls = match (&config.federation.certificate, &config.federation.key) {
             (Some(certificate), Some(key)) => Some(tls_acceptor(certificate, key)?),
             _ => None,
         };
         for address in &config.federation.bind {
-            listeners.push((bind(*address).await?, acceptor.clone()));
+            let (socket, tls) = (bind(*address).await?, tls.clone());
+            listeners.push(Listener { socket, tls, serves: Serves::Servers });
         }
         Ok(Self(listeners))
     }
 
     /// The addresses that were really bound (port 0 becomes a number).
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.0.iter().filter_map(|(listener, _)| listener.local_addr().ok()).collect()
+        self.0.iter().filter_map(|listener| listener.socket.local_addr().ok()).collect()
     }
 }
 
@@ -178,24 +217,19 @@ const IDLE: Duration = Duration::from_secs(120);
 pub async fn serve(listeners: Listeners, front: Front, connections: usize, shutdown: Shutdown) {
     let places = Arc::new(Semaphore::new(connections.max(1)));
     let mut accepting = JoinSet::new();
-    for (listener, acceptor) in listeners.0 {
-        accepting.spawn(accept(listener, acceptor, front.clone(), places.clone(), shutdown.clone()));
+    for listener in listeners.0 {
+        accepting.spawn(accept(listener, front.clone(), places.clone(), shutdown.clone()));
     }
     while accepting.join_next().await.is_some() {}
 }
 
-async fn accept(
-    listener: TcpListener,
-    acceptor: Option<TlsAcceptor>,
-    front: Front,
-    places: Arc<Semaphore>,
-    shutdown: Shutdown,
-) {
+async fn accept(listener: Listener, front: Front, places: Arc<Semaphore>, shutdown: Shutdown) {
+    let Listener { socket, tls, serves } = listener;
     let mut running = JoinSet::new();
     loop {
         while running.try_join_next().is_some() {}
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            accepted = socket.accept() => accepted,
             () = shutdown.begun() => break,
         };
         let (stream, peer) = match accepted {
@@ -208,13 +242,13 @@ async fn accept(
             }
         };
         let Ok(place) = places.clone().acquire_owned().await else { break };
-        let (acceptor, front, shutdown) = (acceptor.clone(), front.clone(), shutdown.clone());
+        let (tls, front, shutdown) = (tls.clone(), front.clone(), shutdown.clone());
         running.spawn(async move {
             let _place = place;
-            connection(stream, peer, acceptor, front, shutdown).await;
+            connection(stream, peer, tls, (front, serves), shutdown).await;
         });
     }
-    drop(listener);
+    drop(socket);
     let ended = async { while running.join_next().await.is_some() {} };
     if tokio::time::timeout(GRACE, ended).await.is_err() {
         tracing::warn!("some requests did not end in time and are dropped");
@@ -224,29 +258,29 @@ async fn accept(
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    acceptor: Option<TlsAcceptor>,
-    front: Front,
+    tls: Option<TlsAcceptor>,
+    front: (Front, Serves),
     shutdown: Shutdown,
 ) {
     // A delayed answer is worse than a small packet; if it cannot be set, nothing is lost but time.
     let _ = stream.set_nodelay(true);
-    let Some(acceptor) = acceptor else {
+    let Some(tls) = tls else {
         return requests(stream, peer, front, shutdown).await;
     };
-    match tokio::time::timeout(Duration::from_secs(10), acceptor.accept(stream)).await {
+    match tokio::time::timeout(Duration::from_secs(10), tls.accept(stream)).await {
         Ok(Ok(stream)) => requests(stream, peer, front, shutdown).await,
         Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS connection"),
         Err(_) => tracing::debug!(%peer, "no TLS connection in time"),
     }
 }
 
-async fn requests<S>(stream: S, peer: SocketAddr, front: Front, shutdown: Shutdown)
+async fn requests<S>(stream: S, peer: SocketAddr, (front, serves): (Front, Serves), shutdown: Shutdown)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let front = front.clone();
-        async move { Ok::<_, Infallible>(front.handle(request.map(Body::new), peer).await) }
+        async move { Ok::<_, Infallible>(front.handle_at(serves, request.map(Body::new), peer).await) }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(64 * 1024);

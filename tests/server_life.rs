@@ -178,6 +178,30 @@ async fn the_tls_listener_shows_its_certificate() {
     tokio::time::timeout(PATIENCE, serving).await.unwrap().unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_for_servers_serves_no_clients() {
+    let server = TestServer::start().await;
+    let mut config = Config { bind: Vec::new(), ..Config::default() };
+    config.federation.bind = any_port();
+    let shutdown = server.app.shutdown.clone();
+    let (address, serving) = serve(&config, Front::over(dispatcher(&server)), shutdown.clone()).await;
+    for (path, status) in [
+        ("/_matrix/key/v2/server", 200),
+        ("/_matrix/federation/v1/version", 200),
+        ("/health", 200),
+        ("/_matrix/client/versions", 404),
+        ("/_matrix/client/v3/sync", 404),
+        ("/_matrix/media/v3/config", 404),
+        ("/_matrix/federation/v1/nothing", 404),
+    ] {
+        let answer = ask(TcpStream::connect(address).await.unwrap(), &get(path, "")).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
+        assert!(status == 200 || body(&answer)["errcode"] == "M_UNRECOGNIZED", "{path}: {answer}");
+    }
+    shutdown.begin();
+    tokio::time::timeout(PATIENCE, serving).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_certificate_that_cannot_be_used_is_named() {
     let folder = tempfile::tempdir().unwrap();

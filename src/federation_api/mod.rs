@@ -13,7 +13,7 @@ use crate::{
     http::{Auth, RawJson, Route, Routes, Specimen},
 };
 
-/// The endpoints of the federation listener. The client listener serves them too: one port may do for both.
+/// What listeners for other servers answer. Those for clients do too: one port may do for both.
 pub fn routes(routes: &mut Routes) {
     let keys = Route::at(Method::GET, "/_matrix/key/v2/server", Auth::None);
     routes.add(keys.also_at("/_matrix/key/v2/server/{key_id}").specimen(Specimen::path("")).to(server_keys));
