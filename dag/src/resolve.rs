@@ -20,7 +20,8 @@ pub struct Conflict {
     /// the key adds nothing, but makes the key conflicted.
     pub keys: BTreeMap<StateKey, Vec<OwnedEventId>>,
     /// Events that are in the auth chain of some forks' states but not of all (not for version 1). The auth chain
-    /// of a state holds the auth events of its events, theirs, and so on.
+    /// of a state holds its events, their auth events, theirs, and so on. (The specification leaves out the state's
+    /// own events; Synapse has them, and in one of fifty random rooms that makes another result.)
     pub auth_difference: Vec<OwnedEventId>,
     /// For version 2.1 the conflicted state subgraph: events on a path of auth events from one conflicted event to
     /// another.

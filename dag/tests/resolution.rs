@@ -5,9 +5,9 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Numbers, Room, StateMap};
+use common::{Room, StateMap, random::random_room};
 use hearth_dag::{
-    StateKey, StateResolution,
+    Pdu, StateKey, StateResolution,
     resolve::{Resolution, Step},
 };
 use ruma::{
@@ -143,70 +143,6 @@ fn floats_as_power_levels_do_not_stop_old_rooms() {
     let b = room.state("@alice:a", "m.room.power_levels", "", b, &[&base]);
     assert!(room.rejected.is_empty());
     assert_eq!(room.state_before(&[&a, &b])[&key("m.room.power_levels", "")], b, "the later one stands");
-}
-
-/// A room in which servers act on forks, each as an honest server would.
-fn random_room(version: &str, seed: u64, actions: usize) -> (Room, Vec<OwnedEventId>) {
-    let mut numbers = Numbers(seed);
-    let mut room = Room::new(version);
-    let users = ["@alice:a", "@bob:b", "@carol:c", "@dave:d"];
-    let mut last = room.found();
-    for user in &users[1..] {
-        last = room.member(user, user, "join", &[&last]);
-    }
-    let creators_listed = version != "12";
-    let mut users_map = json!({ "@bob:b": 50, "@carol:c": 50 });
-    if creators_listed {
-        users_map["@alice:a"] = 100.into();
-    }
-    let mut forks =
-        vec![room.state("@alice:a", "m.room.power_levels", "", json!({ "users": users_map }), &[&last])];
-    for _ in 0..actions {
-        let sender = numbers.pick::<str>(&users);
-        let target = numbers.pick::<str>(&users);
-        let from = forks[numbers.below(forks.len())].clone();
-        let mut after = vec![from.clone()];
-        if numbers.below(5) == 0 {
-            after.push(forks[numbers.below(forks.len())].clone());
-            after.dedup();
-        }
-        // Clocks of different servers disagree.
-        room.clock = 2_000 + numbers.next() % 50;
-        let after: Vec<&OwnedEventId> = after.iter().collect();
-        let (kind, state_key, content) = match numbers.below(9) {
-            0 => ("m.room.topic", "", json!({ "topic": numbers.below(1000) })),
-            1 => ("m.room.name", "", json!({ "name": numbers.below(1000) })),
-            2 => ("m.room.member", target, json!({ "membership": "ban" })),
-            3 => ("m.room.member", target, json!({ "membership": "leave" })),
-            4 => ("m.room.member", sender, json!({ "membership": "join" })),
-            5 => ("m.room.member", target, json!({ "membership": "invite" })),
-            6 => {
-                let rule = numbers.pick::<str>(&["public", "invite"]);
-                ("m.room.join_rules", "", json!({ "join_rule": rule }))
-            }
-            _ => {
-                let default = [0, 25, 50][numbers.below(3)];
-                let mut levels = json!({ "users": users_map, "state_default": default });
-                for user in &users[1..] {
-                    levels["users"][*user] = [0, 25, 50, 50, 60][numbers.below(5)].into();
-                }
-                ("m.room.power_levels", "", levels)
-            }
-        };
-        let before = room.state_before(&after);
-        let pdu = room.build(sender, kind, Some(state_key), content, &after, &before);
-        if room.verdict(&pdu, &before).is_err() || room.events.contains_key(pdu.event_id()) {
-            continue;
-        }
-        let event_id = room.add(pdu, before, true);
-        if forks.len() < 4 && numbers.below(3) == 0 {
-            forks.push(event_id);
-        } else {
-            let replaced = forks.iter().position(|fork| *fork == from).unwrap();
-            forks[replaced] = event_id;
-        }
-    }
-    (room, forks)
 }
 
 #[test]
@@ -353,4 +289,37 @@ fn permutations(length: usize) -> Vec<Vec<usize>> {
         order
     };
     shorter.iter().flat_map(|order| (0..length).map(move |at| insert(order, at))).collect()
+}
+
+/// Rooms that another implementation resolved to the same state (tests/interop/resolution), the smallest in which the
+/// rules decide and not the clock.
+#[test]
+fn the_corpus_resolves_as_it_did() {
+    let corpus = include_str!("data/resolution.jsonl");
+    let mut rooms = 0;
+    for line in corpus.lines() {
+        let told: serde_json::Value = serde_json::from_str(line).unwrap();
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let mut room = Room::new(&text(&told["room_version"]));
+        for event in told["events"].as_array().unwrap() {
+            let id = OwnedEventId::try_from(text(&event["event_id"])).unwrap();
+            let json = event["pdu"].to_string().into();
+            room.events.insert(id.clone(), Pdu::from_stored(room.rules, id, json).unwrap());
+        }
+        let state = |rows: &serde_json::Value| -> StateMap {
+            let rows = rows.as_array().unwrap().iter();
+            rows.map(|row| (key(&text(&row[0]), &text(&row[1])), text(&row[2]).try_into().unwrap())).collect()
+        };
+        let states: Vec<StateMap> = told["states"].as_array().unwrap().iter().map(state).collect();
+        let resolved = room.resolve(&states.iter().collect::<Vec<_>>());
+        assert_eq!(
+            resolved,
+            state(&told["resolved"]),
+            "version {} seed {}",
+            told["room_version"],
+            told["seed"]
+        );
+        rooms += 1;
+    }
+    assert!(rooms >= 20, "{rooms} rooms");
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every interop suite against the release binary, and ends with how many checks passed and failed.
 #
-#   run.sh [SUITE…]     first-command, contract, matrix-js-sdk, matrix-nio, kill (default: all)
+#   run.sh [SUITE…]     first-command, contract, matrix-js-sdk, matrix-nio, kill, resolution (default: all)
 #
 # What the suites need is installed under target/interop, from the lock files beside them; nothing else is touched.
 #
@@ -9,6 +9,7 @@
 #   HEARTH            the binary (default: target/release/hearth of this repository, built if it is not there)
 #   INTEROP_PORT      first of six free ports (default 18700); the first command needs its own 8008
 #   INTEROP_ROUNDS    how often the server is killed (default 8)
+#   INTEROP_GRAPHS    random rooms of each family of room versions that are resolved beside Synapse (default 2000)
 #   INTEROP_URL       another server to play the client suites against; with INTEROP_FOREIGN=1 where it is not Hearth
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -16,7 +17,7 @@ repository=$(cd "$here/../.." && pwd)
 work=$repository/target/interop
 port=${INTEROP_PORT:-18700}
 suites=("$@")
-[ $# -gt 0 ] || suites=(first-command contract matrix-js-sdk matrix-nio kill)
+[ $# -gt 0 ] || suites=(first-command contract matrix-js-sdk matrix-nio kill resolution)
 export PYTHONDONTWRITEBYTECODE=1
 mkdir -p "$work/logs"
 passed=0 failed=0
@@ -39,12 +40,23 @@ install_matrix_js_sdk() {
 }
 
 install_matrix_nio() {
-    local at=$work/matrix-nio
-    if ! cmp -s "$here/matrix-nio/requirements.txt" "$at/installed"; then
+    python_environment matrix-nio
+}
+
+install_resolution() {
+    python_environment synapse
+    cargo build --release --workspace --example random_rooms --manifest-path "$repository/Cargo.toml" \
+        --target-dir "$repository/target"
+}
+
+# What requirements.txt of a folder beside this file lists, in an environment of its own.
+python_environment() {
+    local at=$work/$1 listed=$here/$1/requirements.txt
+    if ! cmp -s "$listed" "$at/installed"; then
         rm -rf "$at"
         python3 -m venv "$at"
-        "$at/bin/pip" install --quiet -r "$here/matrix-nio/requirements.txt"
-        cp "$here/matrix-nio/requirements.txt" "$at/installed"
+        "$at/bin/pip" install --quiet -r "$listed"
+        cp "$listed" "$at/installed"
     fi
 }
 
@@ -60,6 +72,20 @@ contract() {
 kill_rounds() {
     rm -rf "$work/kill"
     "$here/kill.py" "$work/kill" "$((port + 2))" "$((port + 3))" "${INTEROP_ROUNDS:-8}"
+}
+
+# One room version of each family: those between have the same rules of resolution and authorization.
+resolution() {
+    local version agreed=0 versions=(2 3 6 8 10 11 12)
+    printf '%s\n' "${versions[@]}" |
+        xargs -P 2 -I '{}' "$here/resolution/family.sh" '{}' "${INTEROP_GRAPHS:-2000}" "$work"
+    for version in "${versions[@]}"; do
+        echo "version $version"
+        cat "$work/logs/resolution-$version"
+        if [ "$(tail -n 1 "$work/logs/resolution-$version")" = agreed ]; then agreed=$((agreed + 1)); fi
+    done
+    echo "$agreed passed, $((${#versions[@]} - agreed)) failed"
+    [ "$agreed" = "${#versions[@]}" ]
 }
 
 # Plays a client suite against a fresh server, whose log must be free of errors afterwards.
@@ -115,6 +141,10 @@ for name in "${suites[@]}"; do
     first-command) suite "$name" first_command ;;
     contract) suite "$name" contract ;;
     kill) suite "$name" kill_rounds ;;
+    resolution)
+        install_resolution
+        suite "$name" resolution
+        ;;
     matrix-js-sdk | matrix-nio)
         began=$SECONDS
         "install_${name//-/_}"

@@ -1,6 +1,8 @@
 //! Rooms for tests: events with real hashes and signatures, forks at will, no storage and no network.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod random;
+
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -247,11 +249,10 @@ impl Room {
         (unconflicted, conflict)
     }
 
-    /// The auth events of a state's events, theirs, and so on.
+    /// A state's events, their auth events, theirs, and so on.
     pub fn auth_chain(&self, state: &StateMap) -> BTreeSet<OwnedEventId> {
         let mut chain = BTreeSet::new();
-        let mut open: Vec<OwnedEventId> =
-            state.values().flat_map(|id| self.events[id].auth_events().to_vec()).collect();
+        let mut open: Vec<OwnedEventId> = state.values().cloned().collect();
         while let Some(id) = open.pop() {
             if chain.insert(id.clone()) {
                 open.extend(self.events[&id].auth_events().iter().cloned());
