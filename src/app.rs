@@ -12,8 +12,7 @@ use hearth_dag::{Keypair, LocalServers, Signer};
 use hearth_federation::{KeyError, load_or_create_key};
 use hearth_rooms::{Rooms, RoomsOptions, SystemClock, read::Reader};
 use hearth_store::{Commit, CommitError, Store, StoreError, StoreOptions};
-use hearth_users::{AuthenticateError, Options, PasswordCost, PresenceOptions, Users};
-use http::StatusCode;
+use hearth_users::{Options, PasswordCost, PresenceOptions, SessionEnd, Users};
 use ruma::{OwnedServerName, ServerName};
 
 use crate::{
@@ -208,18 +207,10 @@ impl App {
         client: ClientAddress,
         also_locked: bool,
     ) -> Result<LocalUser, MatrixError> {
-        let who = self.users.authenticate(token).await.map_err(|error| match error {
-            AuthenticateError::Unknown => MatrixError::unknown_token("unknown access token"),
-            AuthenticateError::Expired => {
-                MatrixError::unknown_token("the access token has expired").with("soft_logout", true)
-            }
-            AuthenticateError::Store(error) => MatrixError::internal(error),
-        })?;
+        let who = self.users.authenticate(token).await.map_err(SessionEnd::Token)?;
         let account = who.account();
         if account.locked && !also_locked {
-            let locked =
-                MatrixError::new(StatusCode::UNAUTHORIZED, "M_USER_LOCKED", "this account is locked");
-            return Err(locked.with("soft_logout", true));
+            return Err(SessionEnd::Locked.into());
         }
         self.users.seen(&who, client.0);
         Ok(LocalUser::of(who))

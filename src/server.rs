@@ -99,8 +99,9 @@ impl Front {
         front
     }
 
-    /// The server is there.
+    /// The server is there, and goes on with what its last stop interrupted.
     pub fn open(&self, dispatcher: Dispatcher) {
+        crate::client_api::resume(dispatcher.app().clone());
         // Only the first counts; there is no second.
         let _ = self.0.set(dispatcher);
     }

@@ -5,11 +5,12 @@ use hearth_rooms::{Membership, Removal, Remove};
 use hearth_store::Commit;
 use hearth_users::{Kind, Users};
 use ruma::api::client::account::{ThirdPartyIdRemovalStatus, change_password, deactivate, whoami};
+use serde_json::json;
 
 use super::uia::{UiaResult, WithBody, confirm_by_password};
 use crate::{
     app::App,
-    http::{ApiResult, Auth, LocalUser, MatrixError, RateClass, Route, Routes, Ruma, Specimen},
+    http::{Auth, JsonResult, LocalUser, MatrixError, RateClass, RawJson, Route, Routes, Ruma, Specimen},
 };
 
 /// The chapter's endpoints.
@@ -34,12 +35,10 @@ pub fn routes(routes: &mut Routes) {
 }
 
 /// `GET /_matrix/client/v3/account/whoami`
-async fn who_am_i(State(users): State<Users>, user: LocalUser) -> ApiResult<whoami::v3::Response> {
+async fn who_am_i(State(users): State<Users>, user: LocalUser) -> JsonResult {
     let account = users.account(&user.user_id).await?;
     let is_guest = account.is_some_and(|account| account.kind == Kind::Guest);
-    let mut response = whoami::v3::Response::new(user.user_id, is_guest);
-    response.device_id = Some(user.device_id);
-    Ok(Ruma(response))
+    RawJson::of(&json!({ "user_id": user.user_id, "device_id": user.device_id, "is_guest": is_guest }))
 }
 
 /// `POST /_matrix/client/v3/account/password`
@@ -71,12 +70,43 @@ async fn deactivate_account(
     Ok(Ruma(deactivate::v3::Response::new(ThirdPartyIdRemovalStatus::NoSupport)))
 }
 
-/// Closes an account for good, whoever wants it: sessions and settings first, then the rooms.
+/// Closes an account for good, whoever wants it: sessions and settings first, then the rooms. Once begun it goes on
+/// without whoever waits for it, and over restarts.
 pub async fn close_account(app: &App, user: &ruma::UserId, erase: bool) -> Result<(), MatrixError> {
-    let closed = app.users.deactivate(user, erase).await?;
-    if closed.leave_rooms {
-        leave_all_rooms(app, user).await?;
+    app.users.deactivate(user, erase).await?;
+    let (app, user) = (app.clone(), user.to_owned());
+    let rest = tokio::spawn(async move { finish_closing(&app, &user).await });
+    rest.await.map_err(MatrixError::internal)?
+}
+
+/// Goes on with the deactivations that were under way when the server stopped.
+pub async fn resume_deactivations(app: &App) -> Result<(), MatrixError> {
+    const BATCH: usize = 100;
+    let mut after = None;
+    loop {
+        let unfinished = app.users.unfinished_deactivations(after.as_deref(), BATCH).await?;
+        for deactivation in &unfinished {
+            if app.shutdown.has_begun() {
+                return Ok(());
+            }
+            let user = &deactivation.user;
+            match finish_closing(app, user).await {
+                Ok(()) => tracing::info!(%user, "a deactivation was finished"),
+                Err(error) => tracing::warn!(%user, %error, "a deactivation waits for the next start"),
+            }
+        }
+        match unfinished.last() {
+            Some(last) if unfinished.len() == BATCH => after = Some(last.user.clone()),
+            _ => return Ok(()),
+        }
     }
+}
+
+/// Each step may have been taken before.
+async fn finish_closing(app: &App, user: &ruma::UserId) -> Result<(), MatrixError> {
+    app.users.clear_account(user).await?;
+    leave_all_rooms(app, user).await?;
+    app.users.deactivated(user).await?;
     Ok(())
 }
 

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{FromRequest, Request, State};
 use hearth_rooms::{CreateError, CreateRoom, InitialState, Preset, Rooms, WriteError};
 use hearth_store::Commit;
 use hearth_users::Users;
 use ruma::{
-    OwnedRoomAliasId, RoomAliasId, ServerName,
+    OwnedRoomAliasId, RoomAliasId, RoomVersionId, ServerName,
     api::client::room::{
         Visibility,
         create_room::{self, v3::RoomPreset},
@@ -17,7 +17,7 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
-use super::{directory, membership};
+use super::{directory, membership, uia};
 use crate::{
     config::Config,
     http::{ApiResult, LocalUser, MatrixError, RateClass, Route, Routes, Ruma, Specimen},
@@ -40,7 +40,7 @@ async fn create(
     State(users): State<Users>,
     State(config): State<Arc<Config>>,
     user: LocalUser,
-    Ruma(request): Ruma<create_room::v3::Request>,
+    Wanted(request): Wanted,
 ) -> ApiResult<create_room::v3::Response> {
     if !request.invite_3pid.is_empty() {
         return Err(membership::no_third_party_invites());
@@ -69,6 +69,28 @@ async fn create(
     }
     let created = rooms.create(&create, Commit::new()).await?;
     Ok(Ruma(create_room::v3::Response::new(created.room_id)))
+}
+
+/// The request. ruma refuses a room version that breaks the grammar of versions as a malformed parameter; to clients
+/// it is one that this server does not have, like any other.
+struct Wanted(create_room::v3::Request);
+
+impl<S: Sync> FromRequest<S> for Wanted {
+    type Rejection = MatrixError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            room_version: Option<String>,
+        }
+        let (request, body) = uia::with_body(request, state).await?;
+        if let Ok(Versioned { room_version: Some(version) }) = serde_json::from_slice(&body)
+            && let Err(error) = RoomVersionId::try_from(version)
+        {
+            return Err(MatrixError::unsupported_room_version(format!("room_version: {error}")));
+        }
+        Ruma::from_request(request, state).await.map(|Ruma(request)| Self(request))
+    }
 }
 
 fn preset(asked: Option<RoomPreset>, listed: bool) -> Result<Preset, MatrixError> {

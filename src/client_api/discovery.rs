@@ -42,6 +42,8 @@ const FEATURES: &[(&str, bool)] = &[
     ("org.matrix.msc3952_intentional_mentions", true),
     ("org.matrix.msc3981", true),
     ("org.matrix.msc4222", true),
+    ("uk.half-shot.msc2666.query_mutual_rooms", true),
+    ("uk.half-shot.msc2666.query_mutual_rooms.stable", true),
     ("uk.tcpip.msc4133", true),
     ("uk.tcpip.msc4133.stable", true),
     ("org.matrix.simplified_msc3575", false),

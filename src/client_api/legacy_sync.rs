@@ -181,7 +181,9 @@ async fn events(
     let filter = json!({ "room": { "timeline": { "limit": MAX_LIMIT } } });
     let look = |timeout| look(&sync, user.clone(), &filter, Some(&start), timeout);
     let answer = tokio::select! {
+        biased;
         answer = look(timeout) => answer?,
+        end = users.session_end(&user.session) => return Err(end.into()),
         () = shutdown.begun() => look(Duration::ZERO).await?,
     };
     let mut chunk = list(&answer["presence"]);
@@ -235,6 +237,7 @@ async fn events_of_room(
         }
         // Whatever is written anywhere wakes this: it is asked for too seldom to deserve better.
         tokio::select! {
+            end = users.session_end(&user.session) => return Err(end.into()),
             _ = watch.next() => {}
             () = tokio::time::sleep_until(deadline) => {}
             () = shutdown.begun() => {}

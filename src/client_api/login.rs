@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{FromRequest, Request, State};
 use hearth_dag::LocalServers;
-use hearth_users::{NewSession, Session, Users};
+use hearth_users::{NewSession, Session, SessionEnd, Users};
 use http::{Method, StatusCode};
 use ruma::{
     OwnedUserId, UserId,
@@ -13,9 +13,10 @@ use ruma::{
         uiaa::UserIdentifier,
     },
 };
-use serde_json::json;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
-use super::uia::{UiaResult, WithBody, confirm_by_password};
+use super::uia::{self, UiaResult, WithBody, confirm_by_password};
 use crate::{
     config::Config,
     http::{
@@ -71,7 +72,7 @@ async fn log_in(
     State(config): State<Arc<Config>>,
     State(local): State<LocalServers>,
     State(limits): State<Arc<RateLimits>>,
-    Ruma(request): Ruma<login::v3::Request>,
+    Wanted(request): Wanted,
 ) -> ApiResult<login::v3::Response> {
     let user_id = match &request.login_info {
         login::v3::LoginInfo::Password(shown) => {
@@ -88,8 +89,7 @@ async fn log_in(
     };
     let account = users.account(&user_id).await?;
     if account.is_some_and(|account| account.locked) {
-        let locked = MatrixError::new(StatusCode::UNAUTHORIZED, "M_USER_LOCKED", "this account is locked");
-        return Err(locked.with("soft_logout", true));
+        return Err(SessionEnd::Locked.into());
     }
     let session = users
         .start_session(NewSession {
@@ -100,6 +100,30 @@ async fn log_in(
         })
         .await?;
     Ok(Ruma(logged_in(session, &config)))
+}
+
+/// The request. ruma cannot do without a type, which whoever asks may leave out.
+struct Wanted(login::v3::Request);
+
+impl<S: Sync> FromRequest<S> for Wanted {
+    type Rejection = MatrixError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
+        #[derive(Deserialize)]
+        struct Typed {
+            #[serde(rename = "type")]
+            _kind: String,
+        }
+        let (request, body) = uia::with_body(request, state).await?;
+        let body: &[u8] = if body.is_empty() { b"{}" } else { &body };
+        let _: Map<String, Value> = parsed(body)?;
+        let _: Typed = parsed(body)?;
+        Ruma::from_request(request, state).await.map(|Ruma(request)| Self(request))
+    }
+}
+
+fn parsed<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, MatrixError> {
+    serde_json::from_slice(body).map_err(|error| MatrixError::from_json(&error))
 }
 
 fn logged_in(session: Session, config: &Config) -> login::v3::Response {

@@ -12,9 +12,11 @@ pub mod discovery;
 pub mod filter;
 pub mod legacy_sync;
 pub mod login;
+pub mod login_page;
 pub mod media;
 pub mod membership;
 pub mod messages;
+mod pages;
 pub mod presence;
 pub mod profile;
 pub mod public_rooms;
@@ -28,14 +30,25 @@ pub mod sharing;
 pub mod state;
 pub mod sync;
 pub mod tags;
+pub mod third_party_ids;
 pub mod threads;
 pub mod typing;
 pub mod uia;
+pub mod uia_pages;
 pub mod user_directory;
 mod user_errors;
 mod writing;
 
-use crate::http::Routes;
+use crate::{app::App, http::Routes};
+
+/// Goes on in the background with what a stop of the server interrupted.
+pub fn resume(app: App) {
+    tokio::spawn(async move {
+        if let Err(error) = account::resume_deactivations(&app).await {
+            tracing::error!(%error, "interrupted deactivations could not be read");
+        }
+    });
+}
 
 /// All endpoints that clients call.
 pub fn routes() -> Routes {
@@ -47,8 +60,11 @@ pub fn routes() -> Routes {
     directory::routes(&mut routes);
     public_rooms::routes(&mut routes);
     login::routes(&mut routes);
+    login_page::routes(&mut routes);
     registration::routes(&mut routes);
     account::routes(&mut routes);
+    third_party_ids::routes(&mut routes);
+    uia_pages::routes(&mut routes);
     devices::routes(&mut routes);
     media::routes(&mut routes);
     rooms::routes(&mut routes);

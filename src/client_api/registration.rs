@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use hearth_users::{NewAccount, NewSession, UiaRequest, Users};
+use hearth_users::{NewAccount, NewSession, SessionError, UiaRequest, Users};
 use http::{Method, StatusCode};
 use ruma::{
     OwnedUserId, UserId,
@@ -17,13 +17,13 @@ use ruma::{
         uiaa::{AuthFlow, AuthType},
     },
 };
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
-use super::uia::{UiaRefusal, UiaResult, WithBody, authenticate, params};
+use super::uia::{UiaRefusal, WithBody, authenticate, params};
 use crate::{
     config::Config,
     http::{
-        ApiResult, Auth, MatrixError, RateClass, RequestFacts, Route, Routes, Ruma, Specimen,
+        ApiResult, Auth, MatrixError, RateClass, RawJson, RequestFacts, Route, Routes, Ruma, Specimen,
         rate_limit::{Asker, RateLimits},
     },
 };
@@ -64,9 +64,16 @@ async fn register_account(
     State(limits): State<Arc<RateLimits>>,
     facts: RequestFacts,
     WithBody { request, body }: WithBody<register::v3::Request>,
-) -> UiaResult<register::v3::Response> {
-    if request.kind == RegistrationKind::Guest {
-        return Err(refused("M_GUEST_ACCESS_FORBIDDEN", "this server has no guests"));
+) -> Result<RawJson, UiaRefusal> {
+    match request.kind {
+        RegistrationKind::User => {}
+        RegistrationKind::Guest => {
+            return Err(refused("M_GUEST_ACCESS_FORBIDDEN", "this server has no guests"));
+        }
+        _ => return Err(MatrixError::invalid_param("kind must be user or guest").into()),
+    }
+    if request.device_id.as_ref().is_some_and(|id| !hearth_users::is_device_id(id)) {
+        return Err(SessionError::InvalidDeviceId.into());
     }
     let flows = flows(&users, &config).await?;
     if flows.is_empty() {
@@ -111,14 +118,16 @@ async fn register_account(
         refreshable: request.refresh_token,
     });
     let session = users.create_account(account, session).await?;
-    let mut response = register::v3::Response::new(user_id);
+    // ruma would write fields that are not there as null.
+    let mut response = Map::from_iter([("user_id".to_owned(), json!(user_id))]);
     if let Some(session) = session {
-        response.access_token = Some(session.access_token);
-        response.device_id = Some(session.device_id);
-        response.refresh_token = session.refresh_token;
-        response.expires_in = session.expires_in_ms.map(std::time::Duration::from_millis);
+        response.insert("access_token".to_owned(), session.access_token.into());
+        response.insert("device_id".to_owned(), json!(session.device_id));
+        let refreshing = session.refresh_token.map(|token| ("refresh_token".to_owned(), token.into()));
+        response.extend(refreshing);
+        response.extend(session.expires_in_ms.map(|lifetime| ("expires_in_ms".to_owned(), lifetime.into())));
     }
-    Ok(Ruma(response))
+    Ok(RawJson::of(&response)?)
 }
 
 /// `GET /_matrix/client/v3/register/available`

@@ -59,7 +59,9 @@ async fn sync(
         },
     };
     tokio::select! {
+        biased;
         answer = sync.sync(&request) => return Ok(RawJson::from(answer?)),
+        end = users.session_end(&user.session) => return Err(end.into()),
         () = shutdown.begun() => {}
     }
     // The server is going down: the client gets what there is, and its next request finds the server again.

@@ -1,7 +1,7 @@
 //! User-interactive authentication as HTTP: what several chapters ask for before they do something grave.
 
 use axum::{
-    body::Body,
+    body::{Body, Bytes},
     extract::{FromRequest, Request},
     response::{IntoResponse, Response},
 };
@@ -60,18 +60,39 @@ impl<S: Sync, T: IncomingRequest + Send> FromRequest<S> for WithBody<T> {
     type Rejection = MatrixError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, MatrixError> {
-        let (parts, body) = request.into_parts();
-        let facts = parts.extensions.get::<RequestFacts>().cloned();
-        let mut copy = Request::new(body);
-        if let Some(facts) = facts {
-            copy.extensions_mut().insert(facts);
+        let (request, bytes) = with_body(request, state).await?;
+        let mut json: Json =
+            serde_json::from_slice(&bytes).unwrap_or_else(|_| Json::Object(Default::default()));
+        if !matches!(json.get("auth"), None | Some(Json::Null | Json::Object(_))) {
+            return Err(MatrixError::bad_json("auth must be an object"));
         }
-        let RawBody(bytes) = RawBody::from_request(copy, state).await?;
-        let json: Json = serde_json::from_slice(&bytes).unwrap_or_else(|_| Json::Object(Default::default()));
-        let request = Request::from_parts(parts, Body::from(bytes));
+        let request = match drop_empty_auth(&mut json) {
+            true => request.map(|_| Body::from(json.to_string())),
+            false => request,
+        };
         let Ruma(request) = Ruma::<T>::from_request(request, state).await?;
         Ok(Self { request, body: BodyDigest::of(&json) })
     }
+}
+
+/// A request and its body, for those who look at it before ruma does.
+pub async fn with_body<S: Sync>(request: Request, state: &S) -> Result<(Request, Bytes), MatrixError> {
+    let (parts, body) = request.into_parts();
+    let facts = parts.extensions.get::<RequestFacts>().cloned();
+    let mut copy = Request::new(body);
+    if let Some(facts) = facts {
+        copy.extensions_mut().insert(facts);
+    }
+    let RawBody(bytes) = RawBody::from_request(copy, state).await?;
+    Ok((Request::from_parts(parts, Body::from(bytes.clone())), bytes))
+}
+
+/// An `auth` that names neither a stage nor a session says nothing: the request counts as one without it, which
+/// begins a session. Whether it was there.
+fn drop_empty_auth(body: &mut Json) -> bool {
+    let says_nothing = |auth: &Json| auth.is_object() && auth["type"].is_null() && auth["session"].is_null();
+    let Some(fields) = body.as_object_mut() else { return false };
+    fields.get("auth").is_some_and(says_nothing) && fields.remove("auth").is_some()
 }
 
 /// Lets `user` prove with the password that the operation is theirs.

@@ -65,6 +65,8 @@ pub struct Config {
     pub sessions: Sessions,
     /// The list of public rooms.
     pub directory: Directory,
+    /// Who finds whom.
+    pub user_directory: UserDirectory,
     /// How large things may be.
     pub limits: Limits,
     /// How often things may be asked.
@@ -185,6 +187,14 @@ pub struct Directory {
     pub over_federation: bool,
 }
 
+/// Who finds whom.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UserDirectory {
+    /// Everybody finds all users of the server, not only those in the same or in public rooms.
+    pub search_all_users: bool,
+}
+
 /// How large things may be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -293,6 +303,7 @@ impl Default for Config {
             registration: Registration::default(),
             sessions: Sessions::default(),
             directory: Directory::default(),
+            user_directory: UserDirectory::default(),
             limits: Limits::default(),
             rate_limits: RateLimits::default(),
             password: Password::default(),

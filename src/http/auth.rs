@@ -1,8 +1,8 @@
 //! Who asks: the access token of a request, checked by the dispatcher before anything else is read.
 
 use axum::extract::{FromRequestParts, OptionalFromRequestParts};
-use hearth_users::Authenticated;
-use http::{HeaderMap, Uri, header, request::Parts};
+use hearth_users::{AuthenticateError, Authenticated, SessionEnd};
+use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
 use ruma::{OwnedDeviceId, OwnedUserId};
 
 use super::MatrixError;
@@ -49,6 +49,23 @@ impl<S: Sync> OptionalFromRequestParts<S> for LocalUser {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, MatrixError> {
         Ok(parts.extensions.remove::<Self>())
+    }
+}
+
+/// Why a token is not, or no longer, served.
+impl From<SessionEnd> for MatrixError {
+    fn from(end: SessionEnd) -> Self {
+        match end {
+            SessionEnd::Token(AuthenticateError::Unknown) => Self::unknown_token("unknown access token"),
+            SessionEnd::Token(AuthenticateError::Expired) => {
+                Self::unknown_token("the access token has expired").with("soft_logout", true)
+            }
+            SessionEnd::Token(AuthenticateError::Store(error)) => Self::internal(error),
+            SessionEnd::Locked => {
+                Self::new(StatusCode::UNAUTHORIZED, "M_USER_LOCKED", "this account is locked")
+                    .with("soft_logout", true)
+            }
+        }
     }
 }
 

@@ -46,8 +46,15 @@ async fn rooms_of_every_version_can_be_made() {
         let path = room_path(&room, &format!("event/{}", encoded(&event)));
         assert_eq!(alice.get(&path).await.ok()["content"]["body"], "hello", "version {version}");
     }
-    let unknown = json!({ "room_version": "99" });
-    alice.post("/_matrix/client/v3/createRoom", unknown).await.refused(400, "M_UNSUPPORTED_ROOM_VERSION");
+    let create = "/_matrix/client/v3/createRoom";
+    for unknown in ["99", "", " ", "1 2", "ä", &"1".repeat(33), &"1".repeat(100_000)] {
+        let unknown = json!({ "room_version": unknown });
+        alice.post(create, unknown).await.refused(400, "M_UNSUPPORTED_ROOM_VERSION");
+    }
+    for wrong in [json!(12), json!(["12"]), json!({}), json!(true)] {
+        alice.post(create, json!({ "room_version": wrong })).await.refused(400, "M_BAD_JSON");
+    }
+    alice.post(create, json!({ "room_version": null })).await.ok();
 }
 
 #[tokio::test]

@@ -289,6 +289,7 @@ impl Users {
             commit.put(&ACCOUNTS, &id, &after);
             let outcome = self.inner.store.commit(commit).await;
             self.inner.accounts.drop(&id.as_str().into());
+            self.inner.endings.wake_all();
             match outcome {
                 Ok(_) => return Ok(after),
                 Err(CommitError::Conflict) => {}

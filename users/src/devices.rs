@@ -51,19 +51,19 @@ impl From<StoreError> for DeviceError {
 impl Users {
     /// The user's devices.
     pub async fn devices(&self, user: &UserId) -> Result<Vec<Device>, StoreError> {
-        let rows = self.device_rows(user).await?;
+        let rows = self.device_rows(user, DEVICES_MAX).await?;
         let keys: Vec<_> = rows.iter().map(|(key, _)| key.clone()).collect();
-        let seen = self.inner.store.multi_get(&LAST_SEEN, &keys).await?;
+        let seen = self.last_seen(&keys).await?;
         let devices = rows.into_iter().zip(seen);
-        Ok(devices.map(|((key, record), seen)| self.shown(key, record, seen)).collect())
+        Ok(devices.map(|((key, record), seen)| shown(key, record, seen)).collect())
     }
 
     /// One device of the user.
     pub async fn device(&self, user: &UserId, device: &DeviceId) -> Result<Option<Device>, StoreError> {
         let key = device_key(user, device);
         let Some(record) = self.inner.store.get(&DEVICES, &key).await? else { return Ok(None) };
-        let seen = self.inner.store.get(&LAST_SEEN, &key).await?;
-        Ok(Some(self.shown(key, record, seen)))
+        let seen = self.last_seen(std::slice::from_ref(&key)).await?.pop().flatten();
+        Ok(Some(shown(key, record, seen)))
     }
 
     /// Renames a device.
@@ -91,10 +91,13 @@ impl Users {
         Err(UsersError::Busy.into())
     }
 
-    /// Logs devices out and removes them. Unknown ones are passed over.
+    /// Logs devices out and removes them. Unknown ones are passed over. Without any device a user is offline.
     pub async fn delete_devices(&self, user: &UserId, devices: &[OwnedDeviceId]) -> Result<(), UsersError> {
         for batch in devices.chunks(BATCH) {
             self.delete_batch(user, batch).await?;
+        }
+        if self.device_rows(user, 1).await?.is_empty() {
+            self.presence().gone(user);
         }
         Ok(())
     }
@@ -106,7 +109,7 @@ impl Users {
         kept: Option<&DeviceId>,
     ) -> Result<(), UsersError> {
         loop {
-            let rows = self.device_rows(user).await?;
+            let rows = self.device_rows(user, DEVICES_MAX).await?;
             let devices: Vec<OwnedDeviceId> = rows
                 .into_iter()
                 .map(|((_, device), _)| OwnedDeviceId::from(device))
@@ -139,7 +142,7 @@ impl Users {
                 return Ok(());
             }
             let outcome = self.inner.store.commit(commit).await;
-            tokens.iter().for_each(|hash| self.inner.tokens.drop(hash));
+            tokens.iter().for_each(|hash| self.forget_token(hash));
             match outcome {
                 Ok(_) => {
                     keys.iter().for_each(|key| self.inner.seen.forget(key));
@@ -152,19 +155,29 @@ impl Users {
         Err(UsersError::Busy)
     }
 
-    async fn device_rows(&self, user: &UserId) -> Result<Vec<((String, String), DeviceRecord)>, StoreError> {
+    async fn device_rows(
+        &self,
+        user: &UserId,
+        limit: usize,
+    ) -> Result<Vec<((String, String), DeviceRecord)>, StoreError> {
         let range = DEVICES.prefix(&user.as_str().to_owned());
-        self.inner.store.range(&DEVICES, range, Order::Forward, DEVICES_MAX).await
+        self.inner.store.range(&DEVICES, range, Order::Forward, limit).await
     }
 
-    fn shown(&self, key: (String, String), record: DeviceRecord, written: Option<LastSeen>) -> Device {
-        let seen = self.inner.seen.of(&key).or(written);
-        Device {
-            device_id: key.1.into(),
-            display_name: record.display_name,
-            last_seen_ts: seen.as_ref().map(|seen| seen.at_ms),
-            last_seen_ip: seen.map(|seen| seen.ip),
-        }
+    /// When devices were last seen. What is noted is asked for first: it stays so until it is written.
+    async fn last_seen(&self, keys: &[(String, String)]) -> Result<Vec<Option<LastSeen>>, StoreError> {
+        let noted: Vec<_> = keys.iter().map(|key| self.inner.seen.of(key)).collect();
+        let written = self.inner.store.multi_get(&LAST_SEEN, keys).await?;
+        Ok(noted.into_iter().zip(written).map(|(noted, written)| noted.or(written)).collect())
+    }
+}
+
+fn shown(key: (String, String), record: DeviceRecord, seen: Option<LastSeen>) -> Device {
+    Device {
+        device_id: key.1.into(),
+        display_name: record.display_name,
+        last_seen_ts: seen.as_ref().map(|seen| seen.at_ms),
+        last_seen_ip: seen.map(|seen| seen.ip),
     }
 }
 

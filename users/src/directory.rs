@@ -12,11 +12,13 @@ use crate::{Users, tables::DIRECTORY_WORDS};
 
 /// Results of one search.
 pub const SEARCH_LIMIT_MAX: usize = 100;
+/// People who fit one search, from whom a caller may still choose those that the searcher is to see.
+pub const CANDIDATES_MAX: usize = 2_000;
 /// Words of one display name by which its owner is found.
 const WORDS_MAX: usize = 16;
 const WORD_BYTES_MAX: usize = 64;
 /// Rows of the index looked at for one search.
-const ROWS_MAX: usize = 2_000;
+const ROWS_MAX: usize = CANDIDATES_MAX;
 
 /// Somebody whom the searcher can see, as the rooms show them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +41,7 @@ pub struct Found {
 }
 
 impl Users {
-    /// Searches all local users, and `others`: remote users who share a room with the searcher.
+    /// Searches all local users, and `others`, whom the caller knows of. Who may see whom is for the caller to mind.
     pub async fn search_people(
         &self,
         term: &str,
@@ -50,7 +52,7 @@ impl Users {
         let Some(longest) = wanted.iter().max_by_key(|word| word.len()) else {
             return Ok(Found::default());
         };
-        let limit = limit.clamp(1, SEARCH_LIMIT_MAX);
+        let limit = limit.clamp(1, CANDIDATES_MAX);
         let range = DIRECTORY_WORDS.prefix(&StartingWith((), longest));
         let rows = self.inner.store.range(&DIRECTORY_WORDS, range, Order::Forward, ROWS_MAX).await?;
         let mut limited = rows.len() == ROWS_MAX;

@@ -2,13 +2,14 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use hearth_store::Commit;
+use hearth_store::{Commit, CommitError};
 use parking_lot::Mutex;
 
 use crate::{
     Authenticated, Users, UsersError,
     sessions::device_key,
     tables::{DEVICES, LAST_SEEN, LastSeen},
+    users::ATTEMPTS,
 };
 
 /// How often what was noted is written.
@@ -41,28 +42,49 @@ impl Users {
             return;
         }
         let mut noted = self.inner.seen.0.lock();
-        if noted.len() < NOTED_MAX {
-            let seen = LastSeen { ip: ip.to_string(), at_ms: now_ms };
-            noted.insert(device_key(who.user_id(), who.device_id()), seen);
+        let key = device_key(who.user_id(), who.device_id());
+        if noted.len() < NOTED_MAX || noted.contains_key(&key) {
+            noted.insert(key, LastSeen { ip: ip.to_string(), at_ms: now_ms });
         }
     }
 
+    /// Writes what was noted. Until it is written, it stays noted and is what is told.
     pub(crate) async fn write_last_seen(&self) -> Result<(), UsersError> {
-        let noted: Vec<_> = self.inner.seen.0.lock().drain().collect();
+        let noted: Vec<_> =
+            self.inner.seen.0.lock().iter().map(|(key, seen)| (key.clone(), seen.clone())).collect();
         for batch in noted.chunks(ROWS_PER_COMMIT) {
-            let keys: Vec<_> = batch.iter().map(|(key, _)| key.clone()).collect();
+            self.write_batch(batch).await?;
+            let mut noted = self.inner.seen.0.lock();
+            for (key, seen) in batch {
+                if noted.get(key) == Some(seen) {
+                    noted.remove(key);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_batch(&self, batch: &[((String, String), LastSeen)]) -> Result<(), UsersError> {
+        let keys: Vec<_> = batch.iter().map(|(key, _)| key.clone()).collect();
+        for _ in 0..ATTEMPTS {
             let devices = self.inner.store.multi_get(&DEVICES, &keys).await?;
             let mut commit = Commit::new();
             for ((key, seen), device) in batch.iter().zip(devices) {
                 // One that was removed meanwhile stays removed.
-                if device.is_some() {
+                if let Some(device) = device {
+                    commit.expect(&DEVICES, key, &device);
                     commit.put(&LAST_SEEN, key, seen);
                 }
             }
-            if !commit.is_empty() {
-                self.inner.store.commit(commit).await?;
+            if commit.is_empty() {
+                return Ok(());
+            }
+            match self.inner.store.commit(commit).await {
+                Ok(_) => return Ok(()),
+                Err(CommitError::Conflict) => {}
+                Err(CommitError::Store(error)) => return Err(error.into()),
             }
         }
-        Ok(())
+        Err(UsersError::Busy)
     }
 }

@@ -13,6 +13,7 @@ mod changes;
 mod deactivation;
 mod devices;
 mod directory;
+mod endings;
 mod filters;
 mod last_seen;
 mod passwords;
@@ -36,7 +37,8 @@ pub use account_data::{
 pub use accounts::{Account, AccountError, CreateAccountError, Kind, NewAccount};
 pub use deactivation::Deactivation;
 pub use devices::{DISPLAY_NAME_MAX, Device, DeviceError};
-pub use directory::{Found, Person, SEARCH_LIMIT_MAX};
+pub use directory::{CANDIDATES_MAX, Found, Person, SEARCH_LIMIT_MAX};
+pub use endings::SessionEnd;
 pub use filters::{FILTER_MAX, FILTERS_PER_USER, FilterError};
 pub use passwords::{PasswordCost, PasswordError, PasswordHash};
 pub use presence::{Presence, PresenceOptions, PresenceView, Syncing};
@@ -44,10 +46,12 @@ pub use profiles::{PROFILE_KEY_MAX, PROFILE_MAX, Profile, ProfileChange, Profile
 pub use push_rules::{PushRuleError, PushRules, ShownPushRules, ShownRuleset};
 pub use receipts::{NewReceipt, Receipt, ReceiptKind, ReceiptOrder, receipt_content};
 pub use registration_tokens::RegistrationToken;
-pub use sessions::{AuthenticateError, Authenticated, NewSession, RefreshError, Session, SessionError};
+pub use sessions::{
+    AuthenticateError, Authenticated, NewSession, RefreshError, Session, SessionError, is_device_id,
+};
 pub use tags::TagInfo;
 pub use tokens::{TokenHash, random_name};
 pub use typing::{MAX_TYPING_TIMEOUT, Typing};
-pub use uia::{BodyDigest, UiaDone, UiaError, UiaRequest};
+pub use uia::{BodyDigest, UiaDone, UiaError, UiaRequest, UiaStage, UiaStageError};
 pub use users::{Clock, Options, Users, UsersError};
 pub use volatile::Volatile;

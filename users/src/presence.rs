@@ -22,6 +22,8 @@ use crate::volatile::Volatile;
 pub const MAX_PRESENT_USERS: usize = 50_000;
 /// Activity that is younger than this is shown as `currently_active`.
 pub const CURRENTLY_ACTIVE: Duration = Duration::from_secs(60);
+/// Of those who changed longest ago, so many are looked at for one to forget.
+const LOOKED_AT: usize = 64;
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// How presence behaves.
@@ -159,20 +161,18 @@ impl Presence {
         });
     }
 
-    /// Forgets the user, who then is offline.
+    /// The user has no device any more, and is offline at once.
+    pub fn gone(&self, user: &UserId) {
+        self.update_known(user, |present| present.presence = PresenceState::Offline);
+    }
+
+    /// The user is offline for good, and nothing is told of them any more. Those who saw them hear of it.
     pub fn forget(&self, user: &UserId) {
-        let gone = {
-            let mut state = self.state.lock();
-            let Some(present) = state.users.remove(user) else { return };
-            state.order.remove(&present.changed);
-            state.counter += 1;
-            // Those who saw the user hear of it: everything before this counter is unknown.
-            state.floor = state.counter;
-            true
-        };
-        if gone {
-            _ = self.changes.send(Volatile::Presence(user.to_owned()));
-        }
+        self.update_known(user, |present| {
+            present.presence = PresenceState::Offline;
+            present.status_msg = None;
+            present.last_active = None;
+        });
     }
 
     /// The counter of the newest change.
@@ -231,6 +231,17 @@ impl Presence {
             return;
         }
         if self.state.lock().update(user, Instant::now(), change) {
+            _ = self.changes.send(Volatile::Presence(user.to_owned()));
+        }
+    }
+
+    /// As `update`, for users who have been seen; of others there is nothing to change.
+    fn update_known(&self, user: &UserId, change: impl FnOnce(&mut Present)) {
+        let differs = {
+            let mut state = self.state.lock();
+            state.users.contains_key(user) && state.update(user, Instant::now(), |present, _| change(present))
+        };
+        if differs {
             _ = self.changes.send(Volatile::Presence(user.to_owned()));
         }
     }
@@ -338,7 +349,16 @@ impl State {
 
     fn make_room(&mut self) {
         while self.users.len() >= MAX_PRESENT_USERS {
-            let Some((counter, user)) = self.order.pop_first() else { return };
+            // Who is offline is so without being held too; only some are looked at.
+            let offline = |user: &OwnedUserId| {
+                self.users.get(user).is_none_or(|present| present.presence == PresenceState::Offline)
+            };
+            let oldest = self.order.iter().take(LOOKED_AT).find(|(_, user)| offline(user));
+            let oldest = oldest.or_else(|| self.order.first_key_value());
+            let Some((counter, user)) = oldest.map(|(counter, user)| (*counter, user.clone())) else {
+                return;
+            };
+            self.order.remove(&counter);
             self.users.remove(&user);
             self.floor = self.floor.max(counter);
         }
@@ -391,6 +411,42 @@ mod tests {
         }
         assert_eq!(presence.counter(), seen);
         assert_eq!(presence.changes_since(seen, 10, |_| true), (vec![], seen));
+    }
+
+    // Those who saw a user hear that they are gone, and of nobody else.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_gone_is_shown_as_offline() {
+        let presence = presence(PresenceOptions::default());
+        let (alice, bob) = (user_id!("@alice:a"), user_id!("@bob:a"));
+        presence.set(alice, PresenceState::Online, Some("here".to_owned()));
+        presence.set(bob, PresenceState::Online, None);
+        let seen = presence.counter();
+        presence.gone(alice);
+        let (changes, seen_now) = presence.changes_since(seen, 10, |_| true);
+        let [(user, view)] = &changes[..] else { panic!("{changes:?}") };
+        assert_eq!((&**user, &view.presence, view.currently_active), (alice, &PresenceState::Offline, false));
+        assert_eq!(view.status_msg.as_deref(), Some("here"));
+        presence.forget(alice);
+        let (changes, seen) = presence.changes_since(seen_now, 10, |_| true);
+        assert_eq!(changes, vec![(alice.to_owned(), PresenceView::offline())]);
+        presence.forget(alice);
+        presence.gone(user_id!("@never:seen"));
+        assert_eq!(presence.counter(), seen);
+    }
+
+    // Full, those go who are offline anyway.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_offline_makes_room_first() {
+        let presence = presence(PresenceOptions::default());
+        let name = |number: usize| OwnedUserId::try_from(format!("@u{number}:a")).unwrap();
+        presence.set(&name(0), PresenceState::Online, None);
+        presence.set(&name(1), PresenceState::Offline, Some("out".to_owned()));
+        for number in 2..=MAX_PRESENT_USERS {
+            presence.set(&name(number), PresenceState::Online, None);
+        }
+        assert_eq!(presence.of(&name(0)).presence, PresenceState::Online);
+        assert_eq!(presence.of(&name(1)), PresenceView::offline());
+        assert_eq!(presence.state.lock().users.len(), MAX_PRESENT_USERS);
     }
 
     // The status message stays until the user says another, and is seen by those who ask.

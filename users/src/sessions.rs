@@ -8,7 +8,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use hearth_store::{Commit, CommitError, StoreError};
+use hearth_store::{Commit, CommitError, Order, StoreError};
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId};
 
 use crate::{
@@ -167,7 +167,13 @@ struct NewTokens {
 impl Users {
     /// Whose request this is.
     pub async fn authenticate(&self, access_token: &str) -> Result<Authenticated, AuthenticateError> {
-        let hash = TokenHash::of(access_token);
+        self.authenticate_hash(TokenHash::of(access_token)).await
+    }
+
+    pub(crate) async fn authenticate_hash(
+        &self,
+        hash: TokenHash,
+    ) -> Result<Authenticated, AuthenticateError> {
         let token = match self.inner.tokens.get(&hash) {
             Some(token) => token,
             None => self.load_token(hash).await?,
@@ -182,7 +188,7 @@ impl Users {
 
     /// Starts a session (login). The checks that the user may are the caller's.
     pub async fn start_session(&self, new: NewSession) -> Result<Session, SessionError> {
-        if new.device_id.as_ref().is_some_and(|id| id.as_str().is_empty() || id.as_str().len() > 255) {
+        if new.device_id.as_ref().is_some_and(|id| !is_device_id(id)) {
             return Err(SessionError::InvalidDeviceId);
         }
         for _ in 0..ATTEMPTS {
@@ -200,7 +206,7 @@ impl Users {
             };
             let outcome = self.inner.store.commit(commit).await;
             if let Some(known) = &known {
-                known.access.iter().for_each(|hash| self.inner.tokens.drop(hash));
+                known.access.iter().for_each(|hash| self.forget_token(hash));
             }
             match outcome {
                 Ok(_) => return Ok(session),
@@ -252,7 +258,7 @@ impl Users {
             put_tokens(&new, &mut after, &mut commit);
             commit.put(&DEVICES, &key, &after);
             let outcome = self.inner.store.commit(commit).await;
-            dropped.iter().for_each(|hash| self.inner.tokens.drop(hash));
+            dropped.iter().for_each(|hash| self.forget_token(hash));
             match outcome {
                 Ok(_) => return Ok(new.session(user_id, device_id)),
                 Err(CommitError::Conflict) => {}
@@ -290,6 +296,28 @@ impl Users {
         }
         let good = self.now_ms() < row.expires_at_ms;
         Ok(good.then(|| UserId::parse(row.user_id).ok()).flatten())
+    }
+
+    /// Removes login tokens that nobody used in their time.
+    pub(crate) async fn sweep_login_tokens(&self) -> Result<(), UsersError> {
+        const BATCH: usize = 400;
+        let mut range = LOGIN_TOKENS.all();
+        loop {
+            let rows = self.inner.store.range(&LOGIN_TOKENS, range.clone(), Order::Forward, BATCH).await?;
+            let mut commit = Commit::new();
+            for (hash, row) in &rows {
+                if self.now_ms() >= row.expires_at_ms {
+                    commit.delete(&LOGIN_TOKENS, hash);
+                }
+            }
+            if !commit.is_empty() {
+                self.inner.store.commit(commit).await?;
+            }
+            match rows.last() {
+                Some((last, _)) if rows.len() == BATCH => range = range.after(last),
+                _ => return Ok(()),
+            }
+        }
     }
 
     /// The rows of a device that does not exist yet.
@@ -393,7 +421,7 @@ impl Users {
             let others = device.refresh.iter().filter(|refresh| row.refresh != Some(**refresh));
             others.for_each(|refresh| commit.delete(&REFRESH_TOKENS, refresh));
             let outcome = self.inner.store.commit(commit).await;
-            ended.for_each(|access| self.inner.tokens.drop(access));
+            ended.for_each(|access| self.forget_token(access));
             match outcome {
                 Ok(_) => return Ok(()),
                 Err(CommitError::Conflict) => {}
@@ -427,6 +455,11 @@ impl CachedToken {
         now_ms >= noted.saturating_add(every_ms)
             && self.noted_at_ms.compare_exchange(noted, now_ms, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
+}
+
+/// Whether a device may be called so.
+pub fn is_device_id(id: &DeviceId) -> bool {
+    (1..=255).contains(&id.as_str().len())
 }
 
 pub(crate) fn device_key(user: &UserId, device: &DeviceId) -> (String, String) {

@@ -24,6 +24,8 @@ pub const LOGIN_TOKENS: Table<TokenHash, LoginToken> = Table::new("login_tokens"
 /// token → how often and how long it lets people register.
 pub const REGISTRATION_TOKENS: Table<String, RegistrationToken> =
     Table::new("registration_tokens", Space(0x67));
+/// user → what is still to be done for an account that was closed.
+pub const DEACTIVATIONS: Table<String, DeactivationRecord> = Table::new("deactivations", Space(0x68));
 
 /// user → profile, a JSON object.
 pub const PROFILES: Table<String, Blob> = Table::chunked_mutable("profiles", Space(0x70));
@@ -98,6 +100,13 @@ pub struct LoginToken {
     pub expires_at_ms: u64,
 }
 impl Record for LoginToken {}
+
+/// A deactivation under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeactivationRecord {
+    pub erase: bool,
+}
+impl Record for DeactivationRecord {}
 
 /// The ids of a user's filters.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

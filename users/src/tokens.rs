@@ -19,6 +19,11 @@ impl TokenHash {
         Self(Sha256::digest(token.as_bytes()).into())
     }
 
+    /// As random as all of it.
+    pub(crate) fn first_byte(&self) -> u8 {
+        self.0[0]
+    }
+
     /// Its bytes.
     pub fn to_bytes(self) -> [u8; 32] {
         self.0

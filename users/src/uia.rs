@@ -1,5 +1,6 @@
 //! User-interactive authentication: an operation that wants more proof than a token.
 //! * A session belongs to one operation: to its endpoint and user, and to the body without `auth`.
+//! * A stage may also be completed beside the operation, in a web page: then the client only names the session.
 //! * A session that was completed is used up, by exactly one request.
 //! * In memory, bounded in number, lifetime and failed attempts; what is forgotten is begun anew.
 
@@ -92,6 +93,29 @@ pub enum UiaError {
     Users(#[from] UsersError),
 }
 
+/// A stage of a session, for those who complete it in a web page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UiaStage {
+    /// Whose operation waits for it, where that is known.
+    pub user: Option<OwnedUserId>,
+    /// Whether it has been completed.
+    pub completed: bool,
+}
+
+/// Why a stage was not completed in a web page.
+#[derive(Debug, thiserror::Error)]
+pub enum UiaStageError {
+    /// The session has ended, or never was.
+    #[error("unknown or expired authentication session")]
+    UnknownSession,
+    /// What was shown is not good enough.
+    #[error("{0}")]
+    Refused(String),
+    /// The password could not be checked.
+    #[error(transparent)]
+    Account(#[from] AccountError),
+}
+
 /// The sessions under way.
 pub(crate) struct UiaSessions {
     lifetime: Duration,
@@ -110,6 +134,7 @@ struct UiaSession {
     endpoint: String,
     body: BodyDigest,
     user: Option<OwnedUserId>,
+    flows: Vec<AuthFlow>,
     began: Instant,
     completed: Vec<AuthType>,
     failures: u8,
@@ -128,6 +153,7 @@ impl UiaSessions {
             endpoint: request.endpoint.to_owned(),
             body: request.body,
             user: request.user.map(UserId::to_owned),
+            flows: request.flows.to_vec(),
             began: now,
             completed: Vec::new(),
             failures: 0,
@@ -150,16 +176,18 @@ impl UiaSessions {
         sessions.by_id.get(id).filter(|session| session.began.elapsed() < self.lifetime).cloned()
     }
 
-    /// Notes a completed stage; the finished session, once, if that was the last one.
+    /// Notes a completed stage, if there is one; the finished session, once, if none is missing now.
     fn complete(
         &self,
         id: &str,
         flows: &[AuthFlow],
-        note: impl FnOnce(&mut UiaSession),
+        completed: Option<(AuthType, UiaDone)>,
     ) -> Option<Result<UiaSession, UiaSession>> {
         let mut sessions = self.sessions.lock();
         let session = sessions.by_id.get_mut(id)?;
-        note(session);
+        if let Some((stage, shown)) = completed {
+            session.note(stage, shown);
+        }
         let session = session.clone();
         let finished =
             flows.iter().any(|flow| flow.stages.iter().all(|stage| session.completed.contains(stage)));
@@ -169,6 +197,13 @@ impl UiaSessions {
         } else {
             Some(Err(session))
         }
+    }
+
+    /// Notes a stage that was completed beside the operation, which goes on when it is asked for again.
+    fn note(&self, id: &str, stage: AuthType, shown: UiaDone) -> bool {
+        let mut sessions = self.sessions.lock();
+        let session = sessions.by_id.get_mut(id);
+        session.map(|session| session.note(stage, shown)).is_some()
     }
 
     fn fail(&self, id: &str) {
@@ -224,33 +259,52 @@ impl Users {
             // A client that knows what is wanted may begin with the first stage.
             None => self.inner.uia.begin(&request),
         };
-        match self.stage(&request, auth).await? {
-            Stage::Asked => Err(self.challenge(&request, Some(id), None)),
+        let completed = match self.stage(request.user, request.flows, auth).await? {
+            Stage::Asked => None,
             Stage::Failed(error) => {
                 self.inner.uia.fail(&id);
-                Err(self.challenge(&request, Some(id), Some(error)))
+                return Err(self.challenge(&request, Some(id), Some(error)));
             }
+            Stage::Completed(stage, shown) => Some((stage, shown)),
+        };
+        match self.inner.uia.complete(&id, request.flows, completed) {
+            Some(Ok(session)) => Ok(session.done),
+            Some(Err(_)) => Err(self.challenge(&request, Some(id), None)),
+            None => Err(self.challenge(&request, None, None)),
+        }
+    }
+
+    /// Whose session this is, if it is under way and has this stage in one of its flows.
+    pub fn uia_stage(&self, session: &str, stage: &AuthType) -> Option<UiaStage> {
+        let session = self.inner.uia.session(session)?;
+        let wanted = session.flows.iter().any(|flow| flow.stages.contains(stage));
+        wanted.then(|| UiaStage { completed: session.completed.contains(stage), user: session.user })
+    }
+
+    /// Completes a stage beside the operation itself. The refusal is for the person in front of the page.
+    pub async fn complete_uia_stage(&self, id: &str, auth: &AuthData) -> Result<(), UiaStageError> {
+        let session = self.inner.uia.session(id).ok_or(UiaStageError::UnknownSession)?;
+        match self.stage(session.user.as_deref(), &session.flows, auth).await? {
             Stage::Completed(stage, shown) => {
-                let note = |session: &mut UiaSession| {
-                    if !session.completed.contains(&stage) {
-                        session.completed.push(stage);
-                    }
-                    session.done.registration_token =
-                        session.done.registration_token.take().or(shown.registration_token);
-                    session.done.accepted_terms |= shown.accepted_terms;
-                };
-                match self.inner.uia.complete(&id, request.flows, note) {
-                    Some(Ok(session)) => Ok(session.done),
-                    Some(Err(_)) => Err(self.challenge(&request, Some(id), None)),
-                    None => Err(self.challenge(&request, None, None)),
-                }
+                let noted = self.inner.uia.note(id, stage, shown);
+                noted.then_some(()).ok_or(UiaStageError::UnknownSession)
+            }
+            Stage::Asked => Err(UiaStageError::UnknownSession),
+            Stage::Failed(error) => {
+                self.inner.uia.fail(id);
+                Err(UiaStageError::Refused(error.message))
             }
         }
     }
 
-    async fn stage(&self, request: &UiaRequest<'_>, auth: &AuthData) -> Result<Stage, UiaError> {
+    async fn stage(
+        &self,
+        user: Option<&UserId>,
+        flows: &[AuthFlow],
+        auth: &AuthData,
+    ) -> Result<Stage, AccountError> {
         let Some(kind) = auth.auth_type() else { return Ok(Stage::Asked) };
-        if !request.flows.iter().any(|flow| flow.stages.contains(&kind)) {
+        if !flows.iter().any(|flow| flow.stages.contains(&kind)) {
             return Ok(Stage::Failed(refusal(ErrorKind::Unrecognized, "this stage is not in any flow")));
         }
         let done = UiaDone::default();
@@ -265,7 +319,7 @@ impl Users {
                 Ok(Stage::Completed(kind, UiaDone { registration_token: Some(shown.token.clone()), ..done }))
             }
             AuthData::Password(shown) => {
-                let Some(user) = request.user else {
+                let Some(user) = user else {
                     return Ok(Stage::Failed(refusal(ErrorKind::Forbidden, "nobody has that password")));
                 };
                 let named = match &shown.identifier {
@@ -276,7 +330,7 @@ impl Users {
                 let right = match self.verify_password(user, &shown.password).await {
                     Ok(right) => right && named,
                     Err(AccountError::Password(crate::PasswordError::TooLong)) => false,
-                    Err(error) => return Err(error.into()),
+                    Err(error) => return Err(error),
                 };
                 if !right {
                     return Ok(Stage::Failed(refusal(ErrorKind::Forbidden, "invalid password")));
@@ -307,6 +361,15 @@ impl Users {
 }
 
 impl UiaSession {
+    fn note(&mut self, stage: AuthType, shown: UiaDone) {
+        if !self.completed.contains(&stage) {
+            self.completed.push(stage);
+        }
+        let done = &mut self.done;
+        done.registration_token = done.registration_token.take().or(shown.registration_token);
+        done.accepted_terms |= shown.accepted_terms;
+    }
+
     fn is_of(&self, request: &UiaRequest<'_>) -> bool {
         self.endpoint == request.endpoint && self.body == request.body && self.user.as_deref() == request.user
     }

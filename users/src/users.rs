@@ -11,6 +11,7 @@ use crate::{
     accounts::Account,
     cache::Cache,
     changes::LastChanges,
+    endings::Endings,
     last_seen::Seen,
     passwords::{Hasher, PasswordCost},
     presence::{Presence, PresenceOptions},
@@ -107,6 +108,7 @@ pub(crate) struct Inner {
     pub(crate) options: Options,
     pub(crate) hasher: Hasher,
     pub(crate) uia: UiaSessions,
+    pub(crate) endings: Endings,
     pub(crate) tokens: Cache<TokenHash, Arc<CachedToken>>,
     pub(crate) accounts: Cache<Arc<str>, Arc<Account>>,
     pub(crate) profiles: Cache<Arc<str>, Arc<Profile>>,
@@ -122,8 +124,8 @@ pub(crate) struct Inner {
 }
 
 impl Users {
-    /// The users that `store` holds. Starts the tasks that let typing and presence run out and that write down when
-    /// devices were last seen; they end with the last clone.
+    /// The users that `store` holds. Starts the tasks that let typing and presence run out, that write down when
+    /// devices were last seen and that remove expired login tokens; they end with the last clone.
     pub fn open(store: Store, options: Options) -> Self {
         let (volatile, _) = broadcast::channel(VOLATILE_BACKLOG);
         let floor = store.watermark();
@@ -131,6 +133,7 @@ impl Users {
             inner: Arc::new(Inner {
                 hasher: Hasher::new(options.hashing_threads, options.password_cost),
                 uia: UiaSessions::new(options.uia_lifetime),
+                endings: Endings::default(),
                 tokens: Cache::new(CACHED_TOKENS),
                 accounts: Cache::new(CACHED_ACCOUNTS),
                 profiles: Cache::new(CACHED_PROFILES),
@@ -239,6 +242,9 @@ impl Users {
                 let users = Users { inner };
                 if let Err(error) = users.write_last_seen().await {
                     tracing::warn!(%error, "when devices were last seen could not be written");
+                }
+                if let Err(error) = users.sweep_login_tokens().await {
+                    tracing::warn!(%error, "expired login tokens could not be removed");
                 }
             }
             for task in tasks {

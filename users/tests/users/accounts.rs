@@ -1,7 +1,9 @@
 //! Accounts, passwords, registration tokens, deactivation.
 
 use hearth_store::Store;
-use hearth_users::{AuthenticateError, CreateAccountError, Kind, NewAccount, RegistrationToken};
+use hearth_users::{
+    AuthenticateError, CreateAccountError, Deactivation, Kind, NewAccount, RegistrationToken,
+};
 use ruma::{UserId, user_id};
 
 use crate::World;
@@ -27,6 +29,7 @@ async fn a_name_is_given_out_once() {
     }
     assert_eq!(made, 1);
     world.users.deactivate(alice, true).await.unwrap();
+    world.users.clear_account(alice).await.unwrap();
     let again = world.users.create_account(NewAccount::person(alice.to_owned(), None), None).await;
     assert!(matches!(again, Err(CreateAccountError::InUse)));
 }
@@ -122,8 +125,17 @@ async fn deactivation_removes_what_the_user_had() {
     world.users.set_profile_field(&alice, "displayname", Some("Alice".into())).await.unwrap();
     let settings = serde_json::value::to_raw_value(&serde_json::json!({ "a": 1 })).unwrap();
     world.users.set_account_data(&alice, None, "org.example", &settings).await.unwrap();
-    let left = world.users.deactivate(&alice, true).await.unwrap();
-    assert!(left.leave_rooms && left.erase);
+    world.users.deactivate(&alice, true).await.unwrap();
+    // No token works from here on, whatever becomes of the rest.
+    let token = world.users.authenticate(&session.access_token).await;
+    assert!(matches!(token, Err(AuthenticateError::Unknown)));
+    let unfinished = world.users.unfinished_deactivations(None, 10).await.unwrap();
+    assert_eq!(unfinished, [Deactivation { user: alice.clone(), erase: true }]);
+    // Each step may be taken again.
+    world.users.clear_account(&alice).await.unwrap();
+    world.users.clear_account(&alice).await.unwrap();
+    world.users.deactivated(&alice).await.unwrap();
+    assert_eq!(world.users.unfinished_deactivations(None, 10).await.unwrap(), []);
     let token = world.users.authenticate(&session.access_token).await;
     assert!(matches!(token, Err(AuthenticateError::Unknown)));
     assert!(world.users.refresh(&session.refresh_token.unwrap()).await.is_err());

@@ -1,7 +1,13 @@
 //! Access tokens, refresh tokens, login tokens, devices.
 
-use hearth_users::{AuthenticateError, RefreshError, Session};
-use ruma::{OwnedDeviceId, device_id};
+use std::time::Duration;
+
+use hearth_store::Order;
+use hearth_users::{
+    AuthenticateError, RefreshError, Session, Volatile,
+    tables::{LAST_SEEN, LOGIN_TOKENS},
+};
+use ruma::{OwnedDeviceId, device_id, presence::PresenceState};
 
 use crate::World;
 
@@ -175,6 +181,90 @@ async fn devices_show_when_they_were_last_seen() {
     check().await;
     world.users.close().await.unwrap();
     check().await;
+}
+
+// A device that is removed while its last request is still to be written leaves nothing behind.
+#[tokio::test]
+async fn what_is_noted_of_a_device_goes_with_it() {
+    let world = World::new().await;
+    let alice = world.alice().await;
+    for number in 0..20 {
+        let session = world.log_in(&alice, Some("PHONE"), false).await;
+        let who = world.users.authenticate(&session.access_token).await.unwrap();
+        world.users.seen(&who, [192, 0, 2, 1].into());
+        // Written and removed at the same time, in either order.
+        let (written, removed) = tokio::join!(world.users.close(), async {
+            for _ in 0..number % 5 {
+                tokio::task::yield_now().await;
+            }
+            world.users.delete_devices(&alice, &["PHONE".into()]).await
+        });
+        written.unwrap();
+        removed.unwrap();
+        let rows = world.store.range(&LAST_SEEN, LAST_SEEN.all(), Order::Forward, 10).await.unwrap();
+        assert_eq!(rows, [], "round {number}");
+    }
+}
+
+// While it is written, what was noted last is what is shown.
+#[tokio::test]
+async fn writing_shows_nothing_older() {
+    let world = World::new().await;
+    let alice = world.alice().await;
+    let session = world.log_in(&alice, Some("PHONE"), false).await;
+    for minute in 1..20 {
+        world.pass_ms(60_000);
+        let who = world.users.authenticate(&session.access_token).await.unwrap();
+        world.users.seen(&who, [192, 0, 2, minute].into());
+        let shown = async {
+            for _ in 0..minute % 5 {
+                tokio::task::yield_now().await;
+            }
+            world.users.device(&alice, device_id!("PHONE")).await.unwrap().unwrap().last_seen_ip
+        };
+        let (written, shown) = tokio::join!(world.users.close(), shown);
+        written.unwrap();
+        assert_eq!(shown, Some(format!("192.0.2.{minute}")));
+    }
+}
+
+// A login token that nobody uses is removed when its time is over.
+#[tokio::test(start_paused = true)]
+async fn unused_login_tokens_are_swept() {
+    let world = World::new().await;
+    let alice = world.alice().await;
+    world.users.issue_login_token(&alice).await.unwrap();
+    let kept = async || {
+        world.store.range(&LOGIN_TOKENS, LOGIN_TOKENS.all(), Order::Forward, 10).await.unwrap().len()
+    };
+    tokio::time::sleep(Duration::from_secs(301)).await;
+    assert_eq!(kept().await, 1, "it is still good");
+    world.pass_ms(10 * 60_000);
+    let (token, _) = world.users.issue_login_token(&alice).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(301)).await;
+    while kept().await > 1 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(world.users.redeem_login_token(&token).await.unwrap(), Some(alice));
+}
+
+// Who logs out everywhere is offline at once, and those who see them are told.
+#[tokio::test(start_paused = true)]
+async fn without_a_device_nobody_is_online() {
+    let world = World::new().await;
+    let alice = world.alice().await;
+    world.log_in(&alice, Some("DESK"), false).await;
+    world.log_in(&alice, Some("PHONE"), false).await;
+    let presence = world.users.presence();
+    drop(presence.syncing(&alice, &PresenceState::Online));
+    world.users.delete_devices(&alice, &["PHONE".into()]).await.unwrap();
+    assert_eq!(presence.of(&alice).presence, PresenceState::Online);
+    let seen = presence.counter();
+    let mut changes = world.users.volatile_changes();
+    world.users.delete_devices_except(&alice, None).await.unwrap();
+    assert_eq!(presence.of(&alice).presence, PresenceState::Offline);
+    assert_eq!(presence.changes_since(seen, 10, |_| true).0.len(), 1);
+    assert_eq!(changes.try_recv().unwrap(), Volatile::Presence(alice));
 }
 
 // Device ids that cannot be are refused, and unknown ones to be removed are passed over.
