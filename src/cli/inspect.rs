@@ -105,6 +105,7 @@ fn tables() -> Vec<Readable> {
         Readable::of(users::LAST_SEEN),
         Readable::of(users::LOGIN_TOKENS),
         Readable::secret(users::REGISTRATION_TOKENS),
+        Readable::of(users::DEACTIVATIONS),
         Readable::of(users::PROFILES),
         Readable::of(users::DIRECTORY_WORDS),
         Readable::of(users::ACCOUNT_DATA),
