@@ -213,6 +213,10 @@ fn tls_acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, StartErro
 const GRACE: Duration = Duration::from_secs(10);
 /// How long a connection may be silent between two requests or while it sends a request's head.
 const IDLE: Duration = Duration::from_secs(120);
+/// The longest head of a request, in bytes.
+const HEAD: usize = 64 * 1024;
+/// Bytes that a connection reads at once, at most: as many as come, beginning with 8 KiB.
+const BUFFER: usize = 256 * 1024;
 
 /// Serves until `shutdown` begins and all connections have ended, or the grace is over.
 pub async fn serve(listeners: Listeners, front: Front, connections: usize, shutdown: Shutdown) {
@@ -284,7 +288,7 @@ where
         async move { Ok::<_, Infallible>(front.handle_at(serves, request.map(Body::new), peer).await) }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(IDLE).max_buf_size(64 * 1024);
+    http.timer(TokioTimer::new()).header_read_timeout(IDLE).max_header_size(HEAD).max_buf_size(BUFFER);
     let connection = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {

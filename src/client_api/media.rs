@@ -28,10 +28,11 @@ use crate::{
     },
     media::{
         About, FindError, Media, UploadError,
-        files::{Reader, ReceiveError},
+        files::ReceiveError,
         ids::MediaKey,
         picture::{Fit, PictureError},
         range::{self, Wanted},
+        reading::Reader,
         tables::File,
         thumbnails,
     },

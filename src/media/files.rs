@@ -1,26 +1,40 @@
 //! Files on the disk, under names of our own: nothing that a client sends becomes part of a path.
-//! * A file is received into `incoming/`, synced, moved to its place and its folder synced, before it is told.
-//!   So what lies in its place is whole; what is left in `incoming/` after a crash goes at the next start.
+//! * A file is whole, synced, and its folder synced, before it is told. Until a row names it, it does not exist:
+//!   what a crash leaves in its place is swept up, see [`super::sweep`].
 //! * Bytes pass through in pieces, whatever the size of the file.
-//! * Thumbnails can be made again: only their content is synced, so that one which is there is whole.
+//! * Thumbnails can be made again: only their content is synced, so that one which is there is whole. They are
+//!   written in `incoming/` and moved; what is left there after a crash goes at the next start.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, stream};
-use rustix::{buffer::spare_capacity, io::pread};
+use futures_util::{Stream, StreamExt as _};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::task::spawn_blocking;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    task::spawn_blocking,
+};
 
-use super::ids;
+use super::{
+    buffers::{Buffers, PIECE},
+    ids,
+    reading::Reader,
+    writing::{Batch, Writer},
+};
 
-/// Bytes that are gathered before they are written, or read before they are sent.
-const PIECE: usize = 256 * 1024;
+/// Bytes of an upload that are gathered before they are written: most files are then one visit to a thread that may
+/// block. Without a place among the [`LARGE_BATCHES`], an upload gathers [`PIECE`] only.
+const GATHERED: usize = 1024 * 1024;
+/// Uploads that may gather so much at the same time.
+const LARGE_BATCHES: usize = 32;
 
 /// The name of a file on this disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -36,6 +50,15 @@ impl FileId {
         let hex = self.0.map(|byte| format!("{byte:02x}")).concat();
         (hex[..2].to_owned(), hex[2..].to_owned())
     }
+
+    /// The other way round; `None` if it is no name of ours.
+    fn of_parts(folder: u8, name: &str) -> Option<Self> {
+        let number = u128::from_str_radix(name, 16).ok()?;
+        let mut bytes = number.to_be_bytes();
+        bytes[0] |= folder;
+        let id = Self(bytes);
+        (id.parts().1 == name).then_some(id)
+    }
 }
 
 /// The folder with all files.
@@ -43,6 +66,10 @@ impl FileId {
 pub struct Files {
     root: PathBuf,
     reserve: u64,
+    buffers: Arc<Buffers>,
+    large_batches: Semaphore,
+    /// What comes in now: not to be swept up.
+    arriving: Arc<Mutex<HashSet<FileId>>>,
 }
 
 /// Why a file was not received.
@@ -58,13 +85,23 @@ pub enum ReceiveError {
     Disk(#[from] io::Error),
 }
 
-/// A file that was received whole and is on the disk, but not yet in its place.
+/// A file that was received whole and is in its place, but has no row yet.
 #[derive(Debug)]
 pub struct Received {
     pub id: FileId,
     pub size: u64,
     pub hash: [u8; 32],
-    incoming: Incoming,
+    _arrival: Arrival,
+}
+
+/// A file that is being received, or waits for its row.
+#[derive(Debug)]
+struct Arrival(FileId, Arc<Mutex<HashSet<FileId>>>);
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        self.1.lock().remove(&self.0);
+    }
 }
 
 impl Files {
@@ -75,10 +112,11 @@ impl Files {
         if incoming.exists() {
             fs::remove_dir_all(&incoming)?;
         }
-        Ok(Self { root, reserve })
+        let (buffers, arriving) = (Arc::default(), Arc::default());
+        Ok(Self { root, reserve, buffers, large_batches: Semaphore::new(LARGE_BATCHES), arriving })
     }
 
-    /// Takes in a file of at most `limit` bytes.
+    /// Takes in a file of at most `limit` bytes. It stays, over power cuts too, once this returns.
     pub async fn receive<E>(
         &self,
         pieces: impl Stream<Item = Result<Bytes, E>> + Send,
@@ -87,14 +125,11 @@ impl Files {
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let id = FileId::random();
-        let (folder, name) = id.parts();
-        let path = self.root.join(INCOMING).join(format!("{folder}{name}"));
-        let (root, reserve) = (self.root.clone(), self.reserve);
-        let mut writer = Some(blocking(move || Writer::create(&root, path, reserve)).await?);
-
+        let arrival = self.arrival();
+        let id = arrival.0;
         let mut pieces = std::pin::pin!(pieces);
-        let (mut gathered, mut gathered_bytes, mut size) = (Vec::new(), 0, 0);
+        let (mut batch, mut size, mut hasher) = (Batch::default(), 0, blake3::Hasher::new());
+        let (mut writer, mut large) = (None, None);
         loop {
             let piece = pieces.next().await.transpose();
             let piece = piece.map_err(|error| ReceiveError::BrokenOff(error.into()))?;
@@ -104,42 +139,81 @@ impl Files {
                 if size > limit {
                     return Err(ReceiveError::TooLarge { limit });
                 }
-                gathered_bytes += piece.len();
-                gathered.push(piece);
+                // While it is in the processor's cache.
+                hasher.update(&piece);
+                batch.add(piece);
             }
-            if !ended && gathered_bytes < PIECE {
+            if !ended && self.gathers_more(batch.bytes, &mut large) {
                 continue;
             }
-            let Some(mut open) = writer.take() else { break };
-            let batch = std::mem::take(&mut gathered);
-            gathered_bytes = 0;
+            let (gathered, open) = (std::mem::take(&mut batch), writer.take());
+            let (root, place, reserve) = (self.root.clone(), self.place(id), self.reserve);
+            let written = blocking(move || {
+                let mut writer: Writer = open.map_or_else(|| Writer::create(&root, place, reserve), Ok)?;
+                writer.write(gathered)?;
+                if ended { writer.finish().map(|()| None) } else { Ok(Some(writer)) }
+            });
+            writer = written.await?;
             if ended {
-                let (hash, incoming) =
-                    blocking(move || open.write(&batch).and_then(|()| open.finish())).await?;
-                return Ok(Received { id, size, hash, incoming });
+                let hash = *hasher.finalize().as_bytes();
+                return Ok(Received { id, size, hash, _arrival: arrival });
             }
-            writer = Some(blocking(move || open.write(&batch).map(|()| open)).await?);
         }
-        Err(ReceiveError::Disk(io::Error::other("the writer is gone")))
     }
 
-    /// Puts a received file into its place. It stays there, over power cuts too, once this returns.
-    pub async fn keep(&self, received: Received) -> Result<(), ReceiveError> {
-        let (root, place) = (self.root.clone(), self.place(received.id));
-        blocking(move || {
-            let folder = place.parent().unwrap_or(&root);
-            if make_folder(folder)? {
-                sync_folder(&root)?;
-            }
-            received.incoming.move_to(&place)?;
-            sync_folder(folder).map_err(ReceiveError::from)
-        })
-        .await
+    fn arrival(&self) -> Arrival {
+        let id = FileId::random();
+        self.arriving.lock().insert(id);
+        Arrival(id, self.arriving.clone())
+    }
+
+    /// Whether an upload waits for more before it is written. A large batch needs a place, kept in `large`.
+    fn gathers_more<'a>(&'a self, bytes: usize, large: &mut Option<SemaphorePermit<'a>>) -> bool {
+        if bytes < PIECE {
+            return true;
+        }
+        if large.is_none() {
+            *large = self.large_batches.try_acquire().ok();
+        }
+        large.is_some() && bytes < GATHERED
     }
 
     /// A file to be read.
     pub async fn read(&self, id: FileId) -> io::Result<Reader> {
-        Reader::open(self.place(id)).await
+        self.read_at(self.place(id)).await
+    }
+
+    /// A file of this folder to be read.
+    pub async fn read_at(&self, place: PathBuf) -> io::Result<Reader> {
+        Reader::open(place, self.buffers.clone()).await
+    }
+
+    /// The files in one of the 256 folders, at most about `most`, that are older than `before_ms` and are not being
+    /// received. Blocks.
+    pub fn settled(&self, folder: u8, before_ms: u64, most: usize) -> io::Result<Vec<FileId>> {
+        let entries = match fs::read_dir(self.root.join(format!("{folder:02x}"))) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut settled = Vec::new();
+        for entry in entries.take(most) {
+            let entry = entry?;
+            let name = entry.file_name();
+            let Some(id) = name.to_str().and_then(|name| FileId::of_parts(folder, name)) else { continue };
+            let about = match entry.metadata() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                about => about?,
+            };
+            // When the file was last changed, whatever time a backup gave it back.
+            let changed_ms =
+                about.ctime().saturating_mul(1000).saturating_add(about.ctime_nsec() / 1_000_000);
+            if about.is_file() && u64::try_from(changed_ms).unwrap_or(0) < before_ms {
+                settled.push(id);
+            }
+        }
+        let arriving = self.arriving.lock();
+        settled.retain(|id| !arriving.contains(id));
+        Ok(settled)
     }
 
     /// Removes a file that no row names.
@@ -166,7 +240,13 @@ impl Files {
     pub fn write_derived(&self, place: &Path, content: &[u8]) -> io::Result<()> {
         let (folder, name) = FileId::random().parts();
         let incoming = Incoming(self.root.join(INCOMING).join(format!("{folder}{name}")));
-        let mut file = File::create_new(&incoming.0)?;
+        let mut file = match File::create_new(&incoming.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(self.root.join(INCOMING))?;
+                File::create_new(&incoming.0)?
+            }
+            made => made?,
+        };
         file.write_all(content)?;
         file.sync_data()?;
         if let Some(folder) = place.parent() {
@@ -200,114 +280,6 @@ impl Drop for Incoming {
     }
 }
 
-struct Writer {
-    file: File,
-    hasher: blake3::Hasher,
-    incoming: Incoming,
-}
-
-impl Writer {
-    fn create(root: &Path, path: PathBuf, reserve: u64) -> Result<Self, ReceiveError> {
-        if let Some(incoming) = path.parent()
-            && !incoming.exists()
-        {
-            fs::create_dir_all(incoming)?;
-            sync_folder(root)?;
-            root.parent().map_or(Ok(()), sync_folder)?;
-        }
-        let disk = rustix::fs::statvfs(root).map_err(io::Error::from)?;
-        if disk.f_bavail.saturating_mul(disk.f_frsize) < reserve {
-            return Err(ReceiveError::DiskFull);
-        }
-        let file = File::create_new(&path)?;
-        Ok(Self { file, hasher: blake3::Hasher::new(), incoming: Incoming(path) })
-    }
-
-    fn write(&mut self, pieces: &[Bytes]) -> Result<(), ReceiveError> {
-        for piece in pieces {
-            self.hasher.update(piece);
-            self.file.write_all(piece).map_err(|error| match error.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ReceiveError::DiskFull,
-                _ => ReceiveError::Disk(error),
-            })?;
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<([u8; 32], Incoming), ReceiveError> {
-        self.file.sync_data()?;
-        Ok((*self.hasher.finalize().as_bytes(), self.incoming))
-    }
-}
-
-/// An open file, or a part of it.
-#[derive(Debug)]
-pub struct Reader {
-    file: Arc<File>,
-    pub size: u64,
-    offset: u64,
-    end: u64,
-}
-
-impl Reader {
-    pub async fn open(path: PathBuf) -> io::Result<Self> {
-        let opened = spawn_blocking(move || {
-            let file = File::open(path)?;
-            let size = file.metadata()?.len();
-            Ok(Self { file: Arc::new(file), size, offset: 0, end: size })
-        });
-        opened.await.map_err(io::Error::other)?
-    }
-
-    /// Only the bytes from `start` up to, and not including, `end`.
-    pub fn part(mut self, start: u64, end: u64) -> Self {
-        self.end = end.min(self.size);
-        self.offset = start.min(self.end);
-        self
-    }
-
-    /// The bytes, in pieces, each read when it is asked for.
-    pub fn into_stream(self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
-        stream::try_unfold(self, |mut reader| async move {
-            let wanted = usize::try_from(reader.end - reader.offset).unwrap_or(PIECE).min(PIECE);
-            if wanted == 0 {
-                return Ok(None);
-            }
-            let (file, offset) = (reader.file.clone(), reader.offset);
-            let piece = spawn_blocking(move || read_piece(&file, offset, wanted));
-            let piece = piece.await.map_err(io::Error::other)??;
-            reader.offset += piece.len() as u64;
-            Ok(Some((piece, reader)))
-        })
-    }
-}
-
-fn read_piece(file: &File, offset: u64, wanted: usize) -> io::Result<Bytes> {
-    let mut buffer = Vec::with_capacity(wanted);
-    while buffer.len() < wanted {
-        let at = offset + buffer.len() as u64;
-        if pread(file, spare_capacity(&mut buffer), at)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-    }
-    // The allocator may have given more than was asked for.
-    buffer.truncate(wanted);
-    Ok(buffer.into())
-}
-
-/// Makes a folder whose parent is there. Whether it was missing.
-fn make_folder(folder: &Path) -> io::Result<bool> {
-    match fs::create_dir(folder) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ReceiveError> + Send + 'static,
 ) -> Result<T, ReceiveError> {
@@ -316,6 +288,8 @@ async fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use futures_util::stream;
+
     use super::*;
 
     async fn receive(files: &Files, pieces: &[&'static [u8]], limit: u64) -> Result<Received, ReceiveError> {
@@ -329,20 +303,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_is_in_its_place_only_when_whole() {
+    async fn a_file_that_was_received_is_in_its_place() {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::open(dir.path().join("media"), 0).unwrap();
         let received = receive(&files, &[b"hello ", b"world"], 11).await.unwrap();
-        let id = received.id;
         assert_eq!((received.size, received.hash), (11, *blake3::hash(b"hello world").as_bytes()));
-        assert!(files.read(id).await.is_err());
-        files.keep(received).await.unwrap();
         let whole: Vec<Bytes> =
-            files.read(id).await.unwrap().into_stream().map(Result::unwrap).collect().await;
+            files.read(received.id).await.unwrap().into_stream().map(Result::unwrap).collect().await;
         assert_eq!(whole.concat(), b"hello world");
-        let part = files.read(id).await.unwrap().part(4, 7).into_stream();
-        assert_eq!(part.map(Result::unwrap).collect::<Vec<_>>().await.concat(), b"o w");
-        assert_eq!(entries(&dir.path().join("media/incoming")), 0);
+        let (folder, name) = received.id.parts();
+        assert_eq!(FileId::of_parts(u8::from_str_radix(&folder, 16).unwrap(), &name), Some(received.id));
+        let empty = receive(&files, &[], 11).await.unwrap();
+        assert_eq!(files.read(empty.id).await.unwrap().size, 0);
+    }
+
+    #[tokio::test]
+    async fn files_of_any_length_come_back_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::open(dir.path().join("media"), 0).unwrap();
+        let content: Vec<u8> = (0..GATHERED * 2 + 5).map(|index| (index % 253) as u8).collect();
+        for busy in [false, true] {
+            let places = if busy { LARGE_BATCHES } else { 0 };
+            let _others = files.large_batches.acquire_many(places as u32).await.unwrap();
+            for length in [PIECE - 1, PIECE, GATHERED - 1, GATHERED, GATHERED * 2 + 5] {
+                let pieces = content[..length].chunks(50_000);
+                let pieces = stream::iter(pieces.map(|piece| io::Result::Ok(Bytes::copy_from_slice(piece))));
+                let received = files.receive(pieces, length as u64).await.unwrap();
+                assert_eq!(received.hash, *blake3::hash(&content[..length]).as_bytes());
+                assert!(fs::read(files.place(received.id)).unwrap() == content[..length]);
+            }
+        }
+        assert_eq!(files.large_batches.available_permits(), LARGE_BATCHES);
     }
 
     #[tokio::test]
@@ -354,15 +345,23 @@ mod tests {
             receive(&files, &[b"hello", b"world"], 9).await,
             Err(ReceiveError::TooLarge { limit: 9 })
         ));
-        let broken = stream::iter([Ok(Bytes::from_static(b"a")), Err(io::Error::other("gone"))]);
-        assert!(matches!(files.receive(broken, 9).await, Err(ReceiveError::BrokenOff(_))));
-        drop(receive(&files, &[b"never kept"], 90).await.unwrap());
-        assert_eq!((entries(&root), entries(&root.join("incoming"))), (1, 0));
+        // Once with something written already.
+        for begun in [1, GATHERED] {
+            let begun = Bytes::from(vec![b'a'; begun]);
+            let broken = stream::iter([Ok(begun), Err(io::Error::other("gone"))]);
+            assert!(matches!(files.receive(broken, u64::MAX).await, Err(ReceiveError::BrokenOff(_))));
+        }
+        let full = Files::open(root.clone(), u64::MAX).unwrap();
+        assert!(matches!(receive(&full, &[b"a"], 9).await, Err(ReceiveError::DiskFull)));
+        assert_eq!(
+            fs::read_dir(&root).unwrap().map(|folder| entries(&folder.unwrap().path())).sum::<usize>(),
+            0
+        );
+        assert!(files.arriving.lock().is_empty());
 
+        fs::create_dir_all(root.join("incoming")).unwrap();
         fs::write(root.join("incoming/left-by-a-crash"), b"x").unwrap();
         Files::open(root.clone(), 0).unwrap();
         assert!(!root.join("incoming").exists());
-        let full = Files::open(root, u64::MAX).unwrap();
-        assert!(matches!(receive(&full, &[b"a"], 9).await, Err(ReceiveError::DiskFull)));
     }
 }

@@ -3,12 +3,16 @@
 //! * An address is filled once, by whom it was made for, and then never changes.
 //! * Sizes are bounded for a file, for a user and in total; what a user may reserve is bounded in number.
 
+mod buffers;
 pub mod files;
 pub mod ids;
 pub mod picture;
 pub mod range;
+pub mod reading;
+mod sweep;
 pub mod tables;
 pub mod thumbnails;
+mod writing;
 
 #[cfg(test)]
 mod tests;
@@ -22,9 +26,10 @@ use ruma::UserId;
 use tokio::sync::{Mutex, Notify};
 
 use self::{
-    files::{Files, Reader, ReceiveError, Received},
+    files::{Files, ReceiveError, Received},
     ids::MediaKey,
     picture::{Frame, PictureError},
+    reading::Reader,
     tables::{Content, File, MEDIA, Medium, OWNED, RESERVED, USAGE, Usage},
     thumbnails::{Thumbnail, Thumbnailer},
 };
@@ -130,9 +135,10 @@ struct Inner {
 }
 
 impl Media {
+    /// Runs within a runtime: from time to time it sweeps up what crashes left.
     pub fn open(store: Store, options: Options, clock: Clock) -> std::io::Result<Self> {
         let files = Arc::new(Files::open(options.folder.clone(), options.disk_reserve)?);
-        Ok(Self(Arc::new(Inner {
+        let media = Self(Arc::new(Inner {
             store,
             files,
             thumbnailer: Thumbnailer::default(),
@@ -140,7 +146,9 @@ impl Media {
             clock,
             counting: Mutex::new(()),
             filled: Notify::new(),
-        })))
+        }));
+        media.sweep_daily();
+        Ok(media)
     }
 
     /// The most bytes of one file.
@@ -281,7 +289,7 @@ impl Media {
         self.0.files.receive(pieces, limit).await
     }
 
-    /// Puts a received file into its place, then makes its row; only if that row is still what it `was`.
+    /// Makes the row of a received file; only if that row is still what it `was`.
     async fn store_file(
         &self,
         was: Option<&Medium>,
@@ -290,9 +298,7 @@ impl Media {
         about: About,
         received: Received,
     ) -> Result<(), UploadError> {
-        let (id, size, hash) = (received.id, received.size, received.hash);
-        self.0.files.keep(received).await?;
-
+        let Received { id, size, hash, .. } = received;
         let short = |text: String| Some(text).filter(|text| !text.is_empty() && text.len() <= NAME_MAX);
         let (content_type, name) = (about.content_type.and_then(short), about.name.and_then(short));
         let content = Content::Stored(File { id, size, hash, content_type, name });

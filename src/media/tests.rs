@@ -149,3 +149,34 @@ async fn thumbnails_are_made_once_and_kept() {
     let refused = bench.media.thumbnail(&text, frame).await;
     assert!(matches!(refused, Err(PictureError::Unsupported)));
 }
+
+#[tokio::test]
+async fn old_files_that_no_row_names_are_swept_up() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let bench = bench(None, None).await;
+    let (media, weak) = (&bench.media, Arc::downgrade(&bench.media.0));
+    let key = media.upload(user_id!("@alice:h.test"), About::default(), bytes("kept")).await.unwrap();
+    let lost = media.0.files.receive(bytes("lost"), 9).await.unwrap();
+    let (id, folder) = (lost.id, bench.dir.path().join("media/00"));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("not one of ours"), "x").unwrap();
+    let written_ms = std::fs::metadata(media.0.files.place(id)).unwrap().ctime() as u64 * 1000;
+
+    let sweep_at = async |now_ms: u64| {
+        bench.now_ms.store(now_ms, Ordering::Relaxed);
+        sweep::sweep(&weak).await.unwrap()
+    };
+    let age_ms = sweep::AGE.as_millis() as u64;
+    assert_eq!(sweep_at(written_ms + 2 * age_ms).await, 0, "it still waits for its row");
+    drop(lost);
+    assert_eq!(sweep_at(written_ms + age_ms).await, 0, "it is young");
+    assert_eq!(sweep_at(written_ms + age_ms + 1001).await, 1);
+    assert!(!media.0.files.place(id).exists());
+    assert_eq!(sweep_at(written_ms + 2 * age_ms).await, 0);
+    assert_eq!(content(media, &key).await, "kept");
+    assert_eq!(files_on_disk(&bench), 2);
+
+    drop(bench.media);
+    assert!(matches!(sweep::sweep(&weak).await, Err(sweep::SweepError::Stopped)));
+}

@@ -7,8 +7,9 @@ use std::{fs::File, io, io::BufReader, path::PathBuf};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::{
-    files::{FileId, Files, Reader},
+    files::{FileId, Files},
     picture::{self, Fit, Frame, PictureError, SmallFormat},
+    reading::Reader,
 };
 
 /// Pictures that are decoded at the same time.
@@ -73,11 +74,11 @@ impl Thumbnailer {
         if let Some(kept) = kept(files, id, frame).await? {
             return Ok(kept);
         }
-        let files = files.clone();
-        let made = spawn_blocking(move || make(&files, id, frame)).await.map_err(io::Error::other)?;
+        let maker = files.clone();
+        let made = spawn_blocking(move || make(&maker, id, frame)).await.map_err(io::Error::other)?;
         drop(turn);
         let (format, place) = made?;
-        Ok(Thumbnail { format, reader: Reader::open(place).await? })
+        Ok(Thumbnail { format, reader: files.read_at(place).await? })
     }
 }
 
@@ -91,7 +92,7 @@ fn make(files: &Files, id: FileId, frame: Frame) -> Result<(SmallFormat, PathBuf
 
 async fn kept(files: &Files, id: FileId, frame: Frame) -> io::Result<Option<Thumbnail>> {
     for format in SmallFormat::ALL {
-        match Reader::open(place(files, id, frame, format)).await {
+        match files.read_at(place(files, id, frame, format)).await {
             Ok(reader) => return Ok(Some(Thumbnail { format, reader })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
