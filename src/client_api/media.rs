@@ -24,7 +24,7 @@ use serde_json::json;
 use crate::{
     http::{
         Auth, BodyLimit, JsonResult, LocalUser, MatrixError, RateClass, RawJson, RequestFacts, Route, Routes,
-        Specimen,
+        Specimen, body,
     },
     media::{
         About, FindError, Media, UploadError,
@@ -43,6 +43,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long it waits at most.
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
 
+/// Specimens that the current and the frozen paths share.
+const NOTHING: Specimen = Specimen::path("");
+const UNKNOWN: Specimen = Specimen::path("$server none");
+const UNKNOWN_NAMED: Specimen = Specimen::path("$server none name.txt");
+const UNKNOWN_SMALL: Specimen = UNKNOWN.query("width=32&height=32");
+
 /// The chapter's endpoints.
 pub fn routes(routes: &mut Routes) {
     let mut add = |route: Route| routes.add(route.rate(RateClass::Media));
@@ -53,20 +59,16 @@ pub fn routes(routes: &mut Routes) {
     add(upload(Route::of::<create_content_async::v3::Request>())
         .specimen(Specimen::path("$server reserved"))
         .to(fill_content));
-    add(Route::of::<create_mxc_uri::v1::Request>().specimen(Specimen::path("")).to(create));
+    add(Route::of::<create_mxc_uri::v1::Request>().specimen(NOTHING).to(create));
 
     let token = |route: Route| route.auth(Auth::Token);
-    add(token(Route::of::<current::get_media_config::v1::Request>())
-        .specimen(Specimen::path(""))
-        .to(media_config));
-    add(token(Route::of::<current::get_content::v1::Request>())
-        .specimen(Specimen::path("$server none"))
-        .to(download));
+    add(token(Route::of::<current::get_media_config::v1::Request>()).specimen(NOTHING).to(media_config));
+    add(token(Route::of::<current::get_content::v1::Request>()).specimen(UNKNOWN).to(download));
     add(token(Route::of::<current::get_content_as_filename::v1::Request>())
-        .specimen(Specimen::path("$server none name.txt"))
+        .specimen(UNKNOWN_NAMED)
         .to(download));
     add(token(Route::of::<current::get_content_thumbnail::v1::Request>())
-        .specimen(Specimen::path("$server none").query("width=32&height=32"))
+        .specimen(UNKNOWN_SMALL)
         .to(thumbnail));
     frozen_routes(&mut add);
 }
@@ -76,18 +78,12 @@ pub fn routes(routes: &mut Routes) {
 fn frozen_routes(add: &mut impl FnMut(Route)) {
     add(Route::of::<old::get_media_config::v3::Request>()
         .auth(Auth::Token)
-        .specimen(Specimen::path(""))
+        .specimen(NOTHING)
         .to(media_config));
     let open = |route: Route| route.auth(Auth::None);
-    add(open(Route::of::<old::get_content::v3::Request>())
-        .specimen(Specimen::path("$server none"))
-        .to(frozen));
-    add(open(Route::of::<old::get_content_as_filename::v3::Request>())
-        .specimen(Specimen::path("$server none name.txt"))
-        .to(frozen));
-    add(open(Route::of::<old::get_content_thumbnail::v3::Request>())
-        .specimen(Specimen::path("$server none").query("width=32&height=32"))
-        .to(frozen));
+    add(open(Route::of::<old::get_content::v3::Request>()).specimen(UNKNOWN).to(frozen));
+    add(open(Route::of::<old::get_content_as_filename::v3::Request>()).specimen(UNKNOWN_NAMED).to(frozen));
+    add(open(Route::of::<old::get_content_thumbnail::v3::Request>()).specimen(UNKNOWN_SMALL).to(frozen));
 }
 
 #[derive(Deserialize)]
@@ -346,6 +342,9 @@ impl From<UploadError> for MatrixError {
         let message = error.to_string();
         match error {
             UploadError::Receive(ReceiveError::TooLarge { .. }) => Self::too_large(message),
+            UploadError::Receive(ReceiveError::BrokenOff(error)) if body::is_too_long(&*error) => {
+                body::too_long()
+            }
             UploadError::Receive(ReceiveError::BrokenOff(_)) => Self::unknown(message),
             UploadError::Receive(ReceiveError::DiskFull) => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "M_UNKNOWN", message)

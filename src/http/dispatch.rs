@@ -2,23 +2,24 @@
 //! * A known path with a wrong method is 405, an unknown path 404, both `M_UNRECOGNIZED`: clients choose their
 //!   fall-backs by that code.
 //! * `OPTIONS` is answered on every path and runs no logic; every answer carries the CORS headers.
-//! * The token is checked before the body is read.
+//! * The token is checked before the body is read. After a refusal the body is read on within bounds, so that the
+//!   client gets to the answer, see [`super::body`].
 //! * No span, no id, no log line is made at the default log level unless something went wrong.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody as _},
     extract::Request,
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
-use http_body_util::BodyExt as _;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 use percent_encoding::percent_decode_str;
 
 use super::{
     MatrixError, RateClass, RequestFacts,
     auth::{LocalUser, access_token},
+    body::{self, ReadOn},
     client_address::ClientAddress,
     error::InternalCause,
     rate_limit::Asker,
@@ -124,34 +125,67 @@ impl Dispatcher {
         response
     }
 
-    async fn answer(&self, mut request: Request, peer: SocketAddr) -> Result<Response, MatrixError> {
+    async fn answer(&self, request: Request, peer: SocketAddr) -> Result<Response, MatrixError> {
         if request.method() == Method::OPTIONS {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::NO_CONTENT;
             return Ok(response);
         }
-        let (route, path_args) = self.find(request.method(), request.uri())?;
-        let client = ClientAddress::of(peer, request.headers(), &self.app.config.trusted_proxies);
-        if let Some(user) = self.authenticate(route, request.headers(), request.uri(), client).await? {
+        let waits = request.headers().contains_key(header::EXPECT);
+        let (mut parts, body) = request.into_parts();
+        let (route, limit, read_on) = match self.admit(&mut parts, peer).await {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                body::divide(body, 0).1.discard(ReadOn::STRANGER, waits).await;
+                return Err(refusal);
+            }
+        };
+        if body.is_end_stream() {
+            return self.call(&route, Request::from_parts(parts, body)).await;
+        }
+        let is_too_long = body.size_hint().lower() > limit as u64;
+        let (body, rest) = body::divide(body, limit);
+        if is_too_long {
+            rest.discard(read_on.and(limit), waits).await;
+            return Err(body::too_long());
+        }
+        let answer = self.call(&route, Request::from_parts(parts, body)).await;
+        let refused = answer.as_ref().map_or(true, |response| {
+            response.status().is_client_error() || response.status().is_server_error()
+        });
+        if refused {
+            rest.discard(read_on, waits).await;
+        }
+        answer
+    }
+
+    /// All that is checked before the body is looked at: the route, its limit, and how far a refused body is read on.
+    async fn admit(
+        &self,
+        parts: &mut Parts,
+        peer: SocketAddr,
+    ) -> Result<(Arc<Route>, usize, ReadOn), MatrixError> {
+        let (route, path_args) = self.find(&parts.method, &parts.uri)?;
+        let client = ClientAddress::of(peer, &parts.headers, &self.app.config.trusted_proxies);
+        let mut read_on = ReadOn::STRANGER;
+        if let Some(user) = self.authenticate(route, &parts.headers, &parts.uri, client).await? {
             self.charge(route, Asker::User(user.user_id.clone()), &user)?;
-            request.extensions_mut().insert(user);
+            parts.extensions.insert(user);
+            read_on = ReadOn::of(route.body_limit);
         } else if self.app.rate_limits.applies(route.rate) {
             self.app.rate_limits.take(route.rate, Asker::Address(client.0))?;
         }
         let limits = &self.app.config.limits;
-        let body_limit = match route.body_limit {
+        let limit = match route.body_limit {
             BodyLimit::Json => limits.request_size.bytes(),
             BodyLimit::Event => limits.event_request_size.bytes(),
             BodyLimit::Upload => limits.upload_size.bytes(),
         };
-        let announced = request.headers().get(header::CONTENT_LENGTH);
-        let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-        if announced.is_some_and(|length| length > body_limit) {
-            drain(request.into_body()).await;
-            return Err(MatrixError::too_large("the request is too large"));
-        }
-        let facts = RequestFacts { route: route.clone(), path_args, client, body_limit };
-        request.extensions_mut().insert(facts);
+        parts.extensions.insert(RequestFacts { route: route.clone(), path_args, client });
+        Ok((route.clone(), limit, read_on))
+    }
+
+    async fn call(&self, route: &Route, request: Request) -> Result<Response, MatrixError> {
         match route.call(request, self.app.clone()) {
             Some(answer) => Ok(answer.await),
             None => Err(MatrixError::unrecognized("unrecognized request")),
@@ -266,24 +300,4 @@ pub fn add_cors(headers: &mut HeaderMap) {
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
     headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HEADERS);
     headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
-}
-
-/// How much of a refused body is read all the same, and for how long: most clients only look for an answer when they
-/// have sent all.
-const DRAINED_BYTES: usize = 64 << 20;
-const DRAINING: Duration = Duration::from_secs(10);
-
-async fn drain(mut body: Body) {
-    let reading = async {
-        let mut left = DRAINED_BYTES;
-        while let Some(Ok(frame)) = body.frame().await {
-            let length = frame.data_ref().map_or(0, |data| data.len());
-            match left.checked_sub(length) {
-                Some(rest) => left = rest,
-                None => break,
-            }
-        }
-    };
-    // Whoever is slower than that gets the answer with the connection's end.
-    let _ = tokio::time::timeout(DRAINING, reading).await;
 }

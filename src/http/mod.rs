@@ -5,6 +5,7 @@
 //! * [`MatrixError`]: the one shape in which a request is refused.
 
 pub mod auth;
+pub mod body;
 pub mod client_address;
 pub mod dispatch;
 pub mod error;

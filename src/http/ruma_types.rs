@@ -9,11 +9,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{StatusCode, header, request::Parts};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use ruma::api::{IncomingRequest, IncomingRequestExt as _, OutgoingResponse, OutgoingResponseExt as _};
 use serde::de::{DeserializeOwned, value::SeqDeserializer};
 
-use super::{APPLICATION_JSON, MatrixError, client_address::ClientAddress, route::Route};
+use super::{APPLICATION_JSON, MatrixError, body, client_address::ClientAddress, route::Route};
 
 /// A request or a response in ruma's types.
 #[derive(Debug, Clone)]
@@ -31,8 +30,6 @@ pub struct RequestFacts {
     pub path_args: Vec<String>,
     /// Where the request came from, trusted proxies taken into account.
     pub client: ClientAddress,
-    /// How much body is read at most.
-    pub body_limit: usize,
 }
 
 impl<S: Sync> FromRequestParts<S> for RequestFacts {
@@ -45,25 +42,6 @@ impl<S: Sync> FromRequestParts<S> for RequestFacts {
 
 fn facts(parts: &Parts) -> Result<&RequestFacts, MatrixError> {
     parts.extensions.get::<RequestFacts>().ok_or_else(|| MatrixError::unrecognized("unrecognized request"))
-}
-
-async fn read_body(body: Body, limit: usize) -> Result<Bytes, MatrixError> {
-    match Limited::new(body, limit).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if is_too_long(&*error) => Err(MatrixError::too_large("the request is too large")),
-        Err(error) => Err(MatrixError::unknown(format!("the request's body could not be read: {error}"))),
-    }
-}
-
-fn is_too_long(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
-    let mut error: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(one) = error {
-        if one.is::<LengthLimitError>() {
-            return true;
-        }
-        error = one.source();
-    }
-    false
 }
 
 impl<S, T> FromRequest<S> for Ruma<T>
@@ -81,7 +59,7 @@ where
             .ok_or_else(|| MatrixError::unrecognized("unrecognized request"))?;
         // Answers to GET and HEAD never depend on a body, whatever a client attaches.
         let reads_body = parts.method != http::Method::GET && parts.method != http::Method::HEAD;
-        let body = if reads_body { read_body(body, facts.body_limit).await? } else { Bytes::new() };
+        let body = if reads_body { body::whole(body).await? } else { Bytes::new() };
         let path_args: Vec<&str> = facts.path_args.iter().map(String::as_str).collect();
         let bodiless = (reads_body && body.is_empty()).then(|| parts.clone());
         let request = http::Request::from_parts(parts, &body[..]);
@@ -173,8 +151,6 @@ impl<S: Sync> FromRequest<S> for RawBody {
     type Rejection = MatrixError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, MatrixError> {
-        let (parts, body) = request.into_parts();
-        let limit = facts(&parts)?.body_limit;
-        read_body(body, limit).await.map(RawBody)
+        body::whole(request.into_body()).await.map(RawBody)
     }
 }

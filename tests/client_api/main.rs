@@ -1,6 +1,7 @@
 //! The client-server API, endpoint by endpoint, on whole servers in this process.
 
 mod account;
+mod bodies;
 mod devices;
 mod directory;
 mod discovery;
