@@ -16,7 +16,7 @@ use ruma::{
 use serde::Deserialize;
 
 use crate::{
-    Pdu, Rejection, RoomRules,
+    Pdu, Rejection, RoomRules, Signer,
     canonical::{Object, Value},
     hash, limits,
     pdu::create_event_of_room,
@@ -88,6 +88,18 @@ impl ServerKeys {
         let mut message = String::new();
         object.write_without(&["signatures", "unsigned"], &mut message);
         self.verify(server_name, object, &message, None)
+    }
+
+    /// Whether an event carries a valid signature of a server, whether or not it must.
+    pub fn verify_event(
+        &self,
+        server_name: &ruma::ServerName,
+        rules: &RoomRules,
+        pdu: &Pdu,
+    ) -> Result<(), Rejection> {
+        let object = pdu.to_object();
+        let at = rules.inner.enforce_key_validity.then(|| pdu.origin_server_ts());
+        self.verify(server_name, &object, &hash::signed_form(rules, &object), at)
     }
 
     fn verify(
@@ -164,13 +176,38 @@ impl ReceivedPdu {
 
     /// Checks signatures, then the content hash: without the right one, only what redaction leaves was signed.
     pub fn verify(self, rules: &RoomRules, keys: &ServerKeys) -> Result<VerifiedPdu, Rejection> {
+        self.verify_for(rules, keys, |_| true)
+    }
+
+    fn verify_for(
+        self,
+        rules: &RoomRules,
+        keys: &ServerKeys,
+        is_wanted: impl Fn(&ruma::ServerName) -> bool,
+    ) -> Result<VerifiedPdu, Rejection> {
         let object = self.0.to_object();
         let message = hash::signed_form(rules, &object);
         let at = rules.inner.enforce_key_validity.then(|| self.0.origin_server_ts());
-        for server in required_signatures(rules, &self.0) {
-            keys.verify(&server, &object, &message, at)?;
+        for server in required_signatures(rules, &self.0).iter().filter(|server| is_wanted(server)) {
+            keys.verify(server, &object, &message, at)?;
         }
         Ok(self.check_hash(rules, &object))
+    }
+
+    /// As [`verify`](Self::verify), for an event that a server of ours has yet to sign: all other signatures are
+    /// checked, ours is added. An event of that server's own users must be signed already.
+    pub fn verify_and_countersign(
+        self,
+        rules: &RoomRules,
+        keys: &ServerKeys,
+        signer: &dyn Signer,
+    ) -> Result<VerifiedPdu, Rejection> {
+        if self.0.sender().server_name() == signer.server_name() {
+            return self.verify(rules, keys);
+        }
+        let verified = self.verify_for(rules, keys, |server| server != signer.server_name())?;
+        let pdu = crate::draft::countersign(rules, &verified.pdu, signer);
+        Ok(VerifiedPdu { pdu, redacted: verified.redacted })
     }
 
     /// Takes an event whose signatures were checked elsewhere, such as one of an old store, and checks its hash.

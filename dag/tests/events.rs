@@ -574,6 +574,28 @@ mod signatures_and_hashes {
     }
 
     #[test]
+    fn a_server_adds_its_own_signature_and_checks_all_others() {
+        for rules in versions() {
+            let content = json!({ "membership": "join", "join_authorised_via_users_server": "@bob:b" });
+            let join = build(rules, "m.room.member", Some("@alice:a"), content, |_| {}).unwrap();
+            let b = keypair(server_name!("b"));
+            let received = |json: &str| ReceivedPdu::parse(rules, json).unwrap();
+            let signed = received(join.json()).verify_and_countersign(rules, &keys_of(&["a"]), &b).unwrap();
+            assert!(!signed.is_redacted());
+            for server in [server_name!("a"), server_name!("b")] {
+                assert_eq!(keys_of(&["a", "b"]).verify_event(server, rules, signed.pdu()), Ok(()));
+                assert!(keys_of(&[]).verify_event(server, rules, signed.pdu()).is_err());
+            }
+            assert!(keys_of(&["b"]).verify_event(server_name!("b"), rules, &join).is_err());
+            let unsigned = signed_again(rules, value_of(&join), &[]);
+            assert!(received(&unsigned).verify_and_countersign(rules, &keys_of(&["a"]), &b).is_err());
+            // In the name of its own users a server signs nothing that comes from outside.
+            let a = keypair(server_name!("a"));
+            assert!(received(&unsigned).verify_and_countersign(rules, &keys_of(&["a", "b"]), &a).is_err());
+        }
+    }
+
+    #[test]
     fn json_of_servers() {
         let mut object = Object::parse(r#"{"x":1,"unsigned":{"age":1}}"#, true).unwrap();
         sign_json(&keypair(server_name!("a")), &mut object);
