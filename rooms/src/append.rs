@@ -8,7 +8,7 @@ use std::sync::Arc;
 use hearth_dag::{Draft, Pdu, Place, auth_keys, check_with};
 use hearth_store::{Positioned, StreamPosition};
 use ruma::events::{StateEventType, TimelineEventType};
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, UInt, UserId};
+use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, ServerName, UInt, UserId};
 
 use crate::content::{self, ContentFacts, MemberContent};
 use crate::errors::WriteError;
@@ -37,6 +37,14 @@ impl From<Draft> for Sending {
     }
 }
 
+/// An event that could be appended to the head.
+pub(crate) struct Made {
+    pub(crate) pdu: Pdu,
+    pub(crate) auth_events: Vec<EventSn>,
+    /// Its sender may mention the whole room.
+    pub(crate) mentions_room_allowed: bool,
+}
+
 /// An event that was made.
 #[derive(Clone, Debug)]
 pub(crate) struct Appended {
@@ -54,6 +62,7 @@ pub(crate) struct NewEvent {
     pub(crate) status: Status,
     /// It goes into the timeline, at the commit's next position.
     pub(crate) live: bool,
+    /// It is ours to send to the room's other servers.
     pub(crate) is_ours: bool,
     pub(crate) partial: bool,
     pub(crate) hash_failed: bool,
@@ -95,6 +104,17 @@ impl Turn {
     /// Makes an event of a draft on the head, if the rules allow it, and moves the head to it.
     pub(crate) async fn append(&mut self, sending: Sending) -> Result<Appended, WriteError> {
         let Sending { draft, sent_by, timestamp_ms } = sending;
+        let made = self.make(&draft, timestamp_ms, draft.sender.server_name()).await?;
+        self.append_checked(made.pdu, made.auth_events, sent_by, made.mentions_room_allowed).await
+    }
+
+    /// An event of a draft on the head, if the rules allow it, signed by a server of ours. Nothing is written.
+    pub(crate) async fn make(
+        &mut self,
+        draft: &Draft,
+        timestamp_ms: Option<u64>,
+        signed_by: &ServerName,
+    ) -> Result<Made, WriteError> {
         let room = self.room();
         let is_create = draft.kind == TimelineEventType::RoomCreate;
         let wanted = auth_keys(
@@ -113,8 +133,7 @@ impl Turn {
         let auth_ids: Vec<OwnedEventId> =
             auth.iter().map(|(.., event)| event.header.event_id.clone()).collect();
         let hashes = self.reference_hashes(&auth).await?;
-        let signer =
-            self.rooms.servers().signer_for(draft.sender.server_name()).ok_or(WriteError::NotResident)?;
+        let signer = self.rooms.servers().signer_for(signed_by).ok_or(WriteError::NotResident)?;
         let timestamp = timestamp_ms.unwrap_or(self.now_ms);
         let pdu = draft.build(
             room.rules,
@@ -143,7 +162,7 @@ impl Turn {
             mentions_room_allowed = power.user(&draft.sender).reaches(power.notification("room"));
         }
         let auth_events = auth.iter().map(|(.., event)| event.sn).collect();
-        self.append_checked(pdu, auth_events, sent_by, mentions_room_allowed).await
+        Ok(Made { pdu, auth_events, mentions_room_allowed })
     }
 
     /// Stores an event whose prev events are the head's extremities, and moves the head to it.

@@ -90,7 +90,7 @@ impl Turn {
 }
 
 /// The links of a chain behind `known`, up to `sequence`. Those on their way are at the chain's end.
-async fn links_of(
+pub(crate) async fn links_of(
     rooms: &Rooms,
     room: RoomSn,
     chain: u32,

@@ -1,6 +1,7 @@
 //! What happens in rooms: events, state, timelines, membership.
 //! * Writing decides in a lane per room (`lane.rs`) and is answered when durable; the data model is `tables.rs`.
 //! * Reading (`read`) goes by positions and snapshots, and never waits for a lane.
+//! * Serving (`serve`) is what other servers ask of us: each gets what it may see, and in only by the rules.
 //! * Rooms do not fetch and do not send: `receive` says what is missing, followers read what a commit left.
 //! * Facts of users (profiles, who ignores whom) come in as values.
 
@@ -22,9 +23,11 @@ mod receive;
 mod redaction;
 mod relations;
 mod resolve;
+mod restricted;
 mod rooms;
 mod seams;
 mod send;
+pub mod serve;
 mod snapshot;
 pub mod tables;
 mod turn;

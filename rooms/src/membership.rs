@@ -2,11 +2,10 @@
 //! * What is so already is success without a new event.
 //! * A membership that came from outside of the room (`OUT_OF_BAND`) can be left when nobody else answers.
 
-use hearth_dag::{Draft, Level, PowerLevels, Rejection};
+use hearth_dag::{Draft, Rejection};
 use hearth_store::{Commit, CommitError, Order, Positioned, StoreError, StreamPosition};
 use ruma::events::TimelineEventType;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
-use serde::Deserialize;
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
 
@@ -15,15 +14,12 @@ use crate::errors::WriteError;
 use crate::ids::{RoomSn, user_topic};
 use crate::kind::Kind;
 use crate::lane::{Act, Done};
+use crate::restricted::Restricted;
 use crate::rooms::Rooms;
 use crate::send::Sent;
 use crate::tables::*;
 use crate::turn::Turn;
 
-/// Members that are looked through for one who may authorise a restricted join.
-const AUTHORISERS_LOOKED_AT: usize = 10_000;
-/// Rooms of the `allow` list of a join rule that are looked at.
-const ALLOWED_ROOMS_MAX: usize = 50;
 /// Memberships of one user that are looked at.
 const MEMBERSHIPS_MAX: usize = 1_000_000;
 /// How often an out-of-band change is tried again.
@@ -313,90 +309,22 @@ impl Act for Join {
             _ => {}
         }
         let mut content = self.profile.member_content("join", self.reason.as_deref());
-        if membership != Some(Membership::Invite)
-            && let Some(authoriser) = self.authoriser(turn).await?
-        {
-            content["join_authorised_via_users_server"] = json!(authoriser);
+        match turn.restricted_join(&self.user).await? {
+            Restricted::No => {}
+            Restricted::By(authoriser) => content["join_authorised_via_users_server"] = json!(authoriser),
+            Restricted::NobodyMay => return Err(WriteError::NotResident.into()),
+            // Into the rooms of our own users we can look: whatever else counts, they are not there.
+            Restricted::CannotTell { join_rule } | Restricted::Forbidden { join_rule } => {
+                return Err(Rejection::JoinRuleForbids { join_rule }.into());
+            }
         }
         send_member(turn, &self.user, &self.user, &content).await.map(drop)
     }
 }
 
-#[derive(Deserialize, Default)]
-struct JoinRule {
-    #[serde(default)]
-    join_rule: String,
-    #[serde(default)]
-    allow: Vec<Value>,
-}
-
-impl JoinRule {
-    fn rooms(&self) -> impl Iterator<Item = OwnedRoomId> + '_ {
-        let conditions = self.allow.iter().filter(|condition| condition["type"] == "m.room_membership");
-        let rooms =
-            conditions.filter_map(|condition| ruma::RoomId::parse(condition["room_id"].as_str()?).ok());
-        rooms.take(ALLOWED_ROOMS_MAX)
-    }
-}
-
-impl Join {
-    /// For a restricted room: the member of ours who lets the user in, because they are in a room that counts.
-    async fn authoriser(&self, turn: &mut Turn) -> Result<Option<OwnedUserId>, MembershipError> {
-        let room = turn.room();
-        let Some(event) = turn.state(&Kind::new("m.room.join_rules"), "").await? else { return Ok(None) };
-        let rule: JoinRule = event.pdu.content_as().unwrap_or_default();
-        let restricted = match rule.join_rule.as_str() {
-            "restricted" => room.rules.restricted_join_rule,
-            "knock_restricted" => room.rules.knock_restricted_join_rule,
-            _ => false,
-        };
-        if !restricted {
-            return Ok(None);
-        }
-        let mut allowed = false;
-        for other in rule.rooms().collect::<Vec<_>>() {
-            allowed |= match turn.rooms.room(&other).await? {
-                Some(other) => turn.rooms.is_joined(&self.user, other.sn).await?,
-                None => false,
-            };
-        }
-        if !allowed {
-            return Err(Rejection::JoinRuleForbids { join_rule: rule.join_rule }.into());
-        }
-        let (create, power, _) = turn.facts().await?;
-        let rooms = turn.rooms.clone();
-        let may = |user: &UserId, power: &PowerLevels| {
-            rooms.is_local(user) && power.user(user) >= Level::Finite(power.invite())
-        };
-        let named: Vec<OwnedUserId> = create.creators.iter().chain(power.users().keys()).cloned().collect();
-        for user in named {
-            if may(&user, &power) && turn.membership(&user).await? == Some(Membership::Join) {
-                return Ok(Some(user));
-            }
-        }
-        // Where everybody may invite, any member does.
-        let rows = rooms
-            .store()
-            .range(&MEMBERS, MEMBERS.prefix(&room.sn), Order::Forward, AUTHORISERS_LOOKED_AT)
-            .await?;
-        for ((_, user), row) in rows {
-            let Ok(user) = UserId::parse(user) else { continue };
-            if row.value.membership == Membership::Join
-                && may(&user, &power)
-                && turn.membership(&user).await? == Some(Membership::Join)
-            {
-                return Ok(Some(user));
-            }
-        }
-        Err(WriteError::NotResident.into())
-    }
-}
-
-impl Act for Invite {
-    type Output = Written;
-    type Error = MembershipError;
-
-    async fn decide(&self, turn: &mut Turn) -> Result<Written, MembershipError> {
+impl Invite {
+    /// What the invite says, if the user can be invited at all.
+    pub(crate) async fn content(&self, turn: &mut Turn) -> Result<Value, MembershipError> {
         if turn.membership(&self.sender).await? != Some(Membership::Join) {
             return Err(Rejection::SenderNotJoined(self.sender.clone()).into());
         }
@@ -405,12 +333,22 @@ impl Act for Invite {
             Some(Membership::Ban) => return Err(MembershipError::Banned(self.user.clone())),
             _ => {}
         }
-        if !turn.rooms.is_local(&self.user) {
-            return Err(MembershipError::NeedsOtherServer);
-        }
         let mut content = self.profile.member_content("invite", self.reason.as_deref());
         if self.is_direct {
             content["is_direct"] = Value::Bool(true);
+        }
+        Ok(content)
+    }
+}
+
+impl Act for Invite {
+    type Output = Written;
+    type Error = MembershipError;
+
+    async fn decide(&self, turn: &mut Turn) -> Result<Written, MembershipError> {
+        let content = self.content(turn).await?;
+        if !turn.rooms.is_local(&self.user) {
+            return Err(MembershipError::NeedsOtherServer);
         }
         send_member(turn, &self.sender, &self.user, &content).await
     }

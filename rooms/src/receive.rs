@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::append::NewEvent;
 use crate::errors::WriteError;
-use crate::events::StoredEvent;
+use crate::events::{RoomInfo, StoredEvent};
 use crate::head::kind_of;
 use crate::ids::{EventSn, SnapshotId};
 use crate::kind::Kind;
@@ -53,8 +53,39 @@ impl Rooms {
 
     async fn take_in(&self, pdu: &VerifiedPdu, as_outlier: bool) -> Result<Received, WriteError> {
         let room = self.room(pdu.pdu().room_id()).await?.ok_or(WriteError::UnknownRoom)?;
-        let receive = Receive { pdu: pdu.pdu().clone(), hash_failed: pdu.is_redacted(), as_outlier };
-        let Done { output, committed } = self.decide(&room, &receive, &Commit::new()).await?;
+        let receive = Receive {
+            pdu: pdu.pdu().clone(),
+            hash_failed: pdu.is_redacted(),
+            as_outlier,
+            ours_to_send: false,
+        };
+        self.take(&room, &receive, &Commit::new()).await
+    }
+
+    /// Takes an event in that is ours to send to the room's other servers: one that a peer submitted through us, or
+    /// one of ours that others had to sign. If it is refused, nothing of it is kept.
+    pub(crate) async fn receive_to_send(
+        &self,
+        pdu: &VerifiedPdu,
+        also: &Commit,
+    ) -> Result<Received, WriteError> {
+        let room = self.room(pdu.pdu().room_id()).await?.ok_or(WriteError::UnknownRoom)?;
+        let receive = Receive {
+            pdu: pdu.pdu().clone(),
+            hash_failed: pdu.is_redacted(),
+            as_outlier: false,
+            ours_to_send: true,
+        };
+        self.take(&room, &receive, also).await
+    }
+
+    async fn take(
+        &self,
+        room: &Arc<RoomInfo>,
+        receive: &Receive,
+        also: &Commit,
+    ) -> Result<Received, WriteError> {
+        let Done { output, committed } = self.decide(room, receive, also).await?;
         Ok(match (output, committed) {
             (Received::Accepted(slot), Some(committed)) if slot.is_slot() => {
                 Received::Accepted(committed.resolve(slot))
@@ -68,6 +99,8 @@ struct Receive {
     pdu: Pdu,
     hash_failed: bool,
     as_outlier: bool,
+    /// It goes on from here to the room's other servers.
+    ours_to_send: bool,
 }
 
 /// All events that it refers to are here.
@@ -294,6 +327,9 @@ impl Receive {
         why: Rejection,
         allowed: Allowed,
     ) -> Result<Received, WriteError> {
+        if self.ours_to_send {
+            return Ok(Received::SoftFailed(Some(why)));
+        }
         let Allowed { prev, auth, before } = allowed;
         let new = NewEvent {
             status: Status::SoftFailed,
@@ -311,6 +347,9 @@ impl Receive {
         why: Rejection,
         refused: Refused,
     ) -> Result<Received, WriteError> {
+        if self.ours_to_send {
+            return Ok(Received::Rejected(Some(why)));
+        }
         let new = NewEvent {
             status: Status::Rejected,
             snapshot_before: refused.before,
@@ -337,7 +376,7 @@ impl Receive {
             known,
             status: Status::Outlier,
             live: false,
-            is_ours: false,
+            is_ours: self.ours_to_send,
             partial: false,
             hash_failed: self.hash_failed,
             prev_events,

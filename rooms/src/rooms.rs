@@ -15,6 +15,7 @@ use crate::kind::Kind;
 use crate::lane::Lanes;
 use crate::read::Reader;
 use crate::seams::Clock;
+use crate::serve::Serving;
 use crate::snapshot::Snapshots;
 use crate::tables::{
     HEADS, HeadRow, MEMBERSHIPS, Membership, MembershipRow, NEXT_ROOM, ROOM_NUMBERS, ROOMS, STATE_KEY_NAMES,
@@ -68,6 +69,7 @@ struct Inner {
     infos: Cache<RoomSn, Arc<RoomInfo>>,
     by_id: Cache<OwnedRoomId, RoomSn>,
     keys: Cache<(RoomSn, StateKeySn), Arc<StateKeyRow>>,
+    serving: Serving,
 }
 
 impl Rooms {
@@ -88,6 +90,7 @@ impl Rooms {
             infos: Cache::new(REMEMBERED_ROOMS),
             by_id: Cache::new(REMEMBERED_ROOMS),
             keys: Cache::new(REMEMBERED_KEYS),
+            serving: Serving::new(),
         }));
         rooms.clone().follow_redactions();
         rooms
@@ -113,6 +116,10 @@ impl Rooms {
     /// What clients are shown of rooms.
     pub fn reader(&self) -> &Reader {
         &self.0.reader
+    }
+
+    pub(crate) fn serving(&self) -> &Serving {
+        &self.0.serving
     }
 
     pub fn now_ms(&self) -> u64 {

@@ -131,9 +131,10 @@ pub struct StreamRow {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StreamWhat {
-    /// An event of one of our users, now in the timeline.
+    /// An event that is ours to send to the room's other servers, now in the timeline: one of our users', or one that
+    /// a peer submitted through us.
     Local,
-    /// An event of a peer, now in the timeline.
+    /// Any other event of a peer, now in the timeline.
     Remote,
     /// The room's state changed without an event of the timeline: after a resolution, or when a partial state was
     /// completed. `event` is what caused it.

@@ -1,9 +1,14 @@
 //! What happens in rooms, told as stories on a store in memory.
 #![allow(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 
+mod asking;
 mod creating;
+mod handshakes;
+mod invites;
 mod membership;
+mod outgoing;
 mod receiving;
+mod remote;
 mod sending;
 mod support;
 mod thin_path;
