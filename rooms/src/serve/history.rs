@@ -19,6 +19,8 @@ use crate::tables::{EVENT_NUMBERS, Status};
 const BACKFILL_MAX: usize = 100;
 /// Events of one answer to `get_missing_events`.
 const MISSING_MAX: usize = 50;
+/// Events looked at for one answer: a server that left is told nothing of what came later.
+const LOOKED_AT_MAX: usize = 1_000;
 /// Events that a request may name to start from, and to stop at.
 const STARTS_MAX: usize = 100;
 const STOPS_MAX: usize = 1_000;
@@ -89,9 +91,12 @@ impl Rooms {
             }
         }
         let mut pdus = Vec::new();
+        let mut looked_at = 0;
         while pdus.len() < limit
+            && looked_at < LOOKED_AT_MAX
             && let Some((_, event)) = open.pop()
         {
+            looked_at += 1;
             let event = self.events().load(&room, event).await?;
             for before in self.placed_events(&room, event.pdu.prev_events()).await? {
                 if seen.insert(before.sn) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hearth_dag::{Create, Pdu};
-use hearth_store::StoreError;
+use hearth_store::{Order, StoreError};
 use ruma::{OwnedRoomId, RoomId, ServerName};
 use serde::Deserialize;
 use serde_json::Value;
@@ -15,7 +15,10 @@ use crate::ids::SnapshotId;
 use crate::kind::Kind;
 use crate::restricted::allowing_rooms;
 use crate::rooms::Rooms;
+use crate::tables::PUBLIC_ROOMS;
 
+/// Rooms of the public list that are looked at.
+const LISTED_MAX: usize = 50_000;
 /// Rooms of a space that are looked at.
 const CHILDREN_MAX: usize = 500;
 /// Entries of a space's state that are looked at.
@@ -40,6 +43,21 @@ impl Rooms {
         let create = self.state_pdu(room, head.value.snapshot, "m.room.create", "").await?;
         let create = create.and_then(|create| Create::of(room.rules, &create).ok());
         Ok(create.is_some_and(|create| create.federate))
+    }
+
+    /// The rooms of the public list that are open to other servers.
+    pub async fn listed_for_peers(&self) -> Result<Vec<Arc<RoomInfo>>, StoreError> {
+        let listed =
+            self.store().range(&PUBLIC_ROOMS, PUBLIC_ROOMS.all(), Order::Forward, LISTED_MAX).await?;
+        let mut rooms = Vec::with_capacity(listed.len());
+        for (room, _) in listed {
+            if let Some(room) = self.room_of(room).await?
+                && self.is_federated(&room).await?
+            {
+                rooms.push(room);
+            }
+        }
+        Ok(rooms)
     }
 
     /// Whether a server may be told of a room: it is there, or its users could come in, or read it from outside.

@@ -309,3 +309,49 @@ async fn rooms_are_told_of_to_those_who_could_come_in() {
     assert_eq!((accessible.len(), inaccessible.len()), (3, 0));
     assert!(matches!(rooms.space_for_peer(&third().name, &private, false).await, Err(QueryError::NotInRoom)));
 }
+
+#[tokio::test]
+async fn the_public_list_leaves_out_what_is_closed_to_others() {
+    let world = World::new().await;
+    let mut listed = Vec::new();
+    for federate in [true, false] {
+        let create = CreateRoom {
+            preset: Preset::PublicChat,
+            listed: true,
+            creation_content: json!({ "m.federate": federate }).as_object().unwrap().clone(),
+            ..CreateRoom::new(user("alice"))
+        };
+        listed.push(world.rooms.create(&create, hearth_store::Commit::new()).await.unwrap().room_id);
+    }
+    world.room("alice", Preset::PublicChat).await;
+    let told = world.rooms.listed_for_peers().await.unwrap();
+    let told: Vec<&OwnedRoomId> = told.iter().map(|room| &room.room_id).collect();
+    assert_eq!(told, [&listed[0]]);
+    let closed = world.rooms.room(&listed[1]).await.unwrap().unwrap();
+    assert!(!world.rooms.may_server_know(&closed, &peer().name).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_server_put_out_goes_on_seeing_what_it_saw() {
+    let world = World::new().await;
+    let room = world.room("alice", Preset::PublicChat).await;
+    let peer = peer();
+    peer.join(&world, "bob", &room).await;
+    let seen = say(&world, &room, "bob is here").await;
+    let bob = peer.user("bob");
+    for membership in ["leave", "ban"] {
+        let out = json!({ "membership": membership });
+        world.set("alice", &room, "m.room.member", bob.as_str(), out).await.unwrap();
+        assert!(is_whole(&event(&world, &peer.name, &seen).await), "after a {membership}");
+    }
+    let mut later = seen.clone();
+    for n in 0..1_100 {
+        later = say(&world, &room, &n.to_string()).await;
+    }
+    assert!(matches!(event(&world, &peer.name, &later).await, Err(QueryError::NotInRoom)));
+    // Looking for what they may see has a bound.
+    let history = world.rooms.backfill_for_peer(&peer.name, &room, &[later], 100).await.unwrap();
+    assert_eq!(history, []);
+    let history = world.rooms.backfill_for_peer(&peer.name, &room, &[seen.clone()], 100).await.unwrap();
+    assert!(ids(&history).contains(&seen));
+}
