@@ -71,6 +71,21 @@ impl OldVerifyKey {
         let public_key = public_key.trim_end_matches('=').to_owned();
         Ok(Self { key_id: key_id.to_owned(), public_key, expired_ts })
     }
+
+    /// Such as `ed25519:a_AbCd`.
+    pub fn key_id(&self) -> &str {
+        &self.key_id
+    }
+
+    /// In unpadded base64.
+    pub fn public_key(&self) -> &str {
+        &self.public_key
+    }
+
+    /// Since when it is no longer used, in milliseconds since 1970.
+    pub fn expired_ts(&self) -> u64 {
+        self.expired_ts
+    }
 }
 
 /// The key in the file, or a new one that is written there.

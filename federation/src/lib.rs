@@ -1,6 +1,35 @@
-//! What this server is to other servers. For now: its signing keys.
-//! It answers in values and JSON; HTTP is the top layer's.
+//! What this server is to other servers: how they are found, asked and believed.
+//! * [`Network`] brings a request to a server name; [`Https`] is the real one. Nothing else knows addresses.
+//! * [`Federation`] holds the parts: [`KeyStore`] knows servers' keys, [`Client`] asks, [`Destinations`] knows who fails,
+//!   [`Access`] with whom we talk at all; [`Federation::verify`] is the gate for what others ask.
+//! * It answers in values and JSON; HTTP is the top layer's.
 
+mod access;
+pub mod addresses;
+pub mod client;
+mod destinations;
+pub mod discovery;
+pub mod dns;
+mod federation;
+mod https;
+mod key_store;
 mod keys;
+pub mod network;
+pub mod server_name;
+pub mod tables;
+pub mod well_known;
+pub mod x_matrix;
 
+pub use access::{Access, AccessDenied};
+pub use client::{Client, Json, RemoteError, RequestError};
+pub use destinations::{Destinations, Patience};
+pub use federation::{Claim, Federation, FederationOptions, Refused, SIGNATURES_MAX};
+pub use https::{Https, HttpsError, HttpsOptions, REDIRECTS_MAX, REQUESTS_AT_ONCE, WELL_KNOWN_LIMITS};
+pub use key_store::{
+    ASKED_AGAIN_MS, BadKeys, BadQuery, Clock, KEY_ID_BYTES, KEY_RESPONSE_BYTES, KEYS_PER_SERVER, KEYS_TIME,
+    KeyLookupError, KeyNeeds, KeyQuery, KeyResponse, KeyStore, KeyStoreOptions, LearnError, OwnKeys,
+    QUERY_FETCHES_MAX, QUERY_SERVERS_MAX, QUERY_TIME, SERVERS_IN_MEMORY, SIGNATURES_PER_SERVER,
+    VALID_AT_MOST_MS,
+};
 pub use keys::{KeyError, OldKeyError, OldVerifyKey, load_or_create_key, published_keys, server_keys};
+pub use network::{Limits, Network, NetworkError};

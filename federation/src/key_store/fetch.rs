@@ -1,0 +1,249 @@
+//! Asking for keys: the server itself first, notaries where it does not answer, and notaries first where very many
+//! servers are to be asked, as for the events of a large room.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use hearth_dag::{
+    ServerKeys, VerifyKey,
+    canonical::{Object, Value},
+};
+use hearth_store::StoreError;
+use http::{Method, Request, StatusCode, header};
+use ruma::{OwnedServerName, ServerName};
+use serde_json::json;
+use tokio::{sync::watch, time::Instant};
+
+use super::{ASKED_AGAIN_MS, Inner, KEY_RESPONSE_BYTES, KeyNeeds, KeyResponse, KeyStore, Source};
+use crate::network::{Limits, NetworkError};
+
+/// Fetches at once.
+pub const FETCHES_AT_ONCE: usize = 50;
+/// Fetches that wait for their turn; beyond it, keys count as not to be had.
+pub const FETCHES_WAITING: usize = 5_000;
+/// How long a server has for its keys.
+const DIRECT_LIMITS: Limits = Limits::new(10, KEY_RESPONSE_BYTES);
+/// How long a notary has, and how much it may answer.
+const NOTARY_LIMITS: Limits = Limits::new(20, 8 * 1024 * 1024);
+/// Servers that a notary is asked about at once.
+const SERVERS_PER_QUERY: usize = 100;
+/// From so many servers on, notaries are asked first.
+const MANY_SERVERS: usize = 20;
+/// A server that failed is not asked again for this long; doubled after each further failure.
+const FAILED_FIRST: Duration = Duration::from_secs(10);
+const FAILED_MAX: Duration = Duration::from_secs(600);
+
+/// A server whose keys could not be had.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Failed {
+    failures: u32,
+    until: Instant,
+}
+
+/// Why no keys came.
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error("the answer has the status {0}")]
+    Status(StatusCode),
+    #[error(transparent)]
+    Keys(#[from] super::BadKeys),
+    #[error("the answer is no JSON text")]
+    Text,
+    #[error("the notary did not sign its answer")]
+    Unsigned,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl KeyStore {
+    /// Asks for what is missing of these keys, and waits until it is there or cannot be had, but not longer than
+    /// `time`.
+    pub(super) async fn fetch_missing(&self, needs: &KeyNeeds, time: Duration) -> Result<(), StoreError> {
+        let missing = self.missing(needs).await?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let fetching = async {
+            if missing.len() < MANY_SERVERS || self.0.notaries.is_empty() {
+                self.fetch_all(&missing, true).await;
+                return Ok(());
+            }
+            self.ask_notaries(&missing).await;
+            let missing = self.missing(needs).await?;
+            // The notaries have just been asked.
+            self.fetch_all(&missing, false).await;
+            Ok(())
+        };
+        tokio::time::timeout(time, fetching).await.unwrap_or(Ok(()))
+    }
+
+    /// The servers of whom something is missing that asking could bring.
+    async fn missing(&self, needs: &KeyNeeds) -> Result<Vec<OwnedServerName>, StoreError> {
+        let now_ms = (self.0.clock)();
+        let mut missing = Vec::new();
+        for server in needs.servers() {
+            if self.0.own(server).is_some() {
+                continue;
+            }
+            let known = self.0.known(server).await?;
+            let rested = now_ms >= known.fetched_ms.saturating_add(ASKED_AGAIN_MS);
+            if rested && !needs.are_met(server, &known) && needs.could_be_met(server, &known, now_ms) {
+                missing.push(server.clone());
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Asks each of these servers, and returns when all have answered or failed.
+    pub(super) async fn fetch_all(&self, servers: &[OwnedServerName], also_notaries: bool) {
+        let started = servers.iter().filter_map(|server| self.start(server, also_notaries));
+        let mut started: Vec<watch::Receiver<()>> = started.collect();
+        // It ends when its sender is dropped.
+        join_all(started.iter_mut().map(watch::Receiver::changed)).await;
+    }
+
+    /// Starts to fetch the keys of a server, or joins in where that is under way.
+    fn start(&self, server: &ServerName, also_notaries: bool) -> Option<watch::Receiver<()>> {
+        let inner = &self.0;
+        if inner.own(server).is_some() || inner.access.check(server).is_err() {
+            return None;
+        }
+        let mut fetching = inner.fetching.lock();
+        if let Some(running) = fetching.get(server) {
+            return Some(running.clone());
+        }
+        let resting = inner.failed.get(server).is_some_and(|failed| failed.until > Instant::now());
+        if resting || fetching.len() >= FETCHES_WAITING {
+            return None;
+        }
+        let (sender, receiver) = watch::channel(());
+        fetching.insert(server.to_owned(), receiver.clone());
+        let running = Running { inner: inner.clone(), server: server.to_owned(), _sender: sender };
+        tokio::spawn(async move { running.inner.fetch(&running.server, also_notaries).await });
+        Some(receiver)
+    }
+
+    /// Asks the notaries about many servers, one after the other until nothing is missing.
+    async fn ask_notaries(&self, servers: &[OwnedServerName]) {
+        let inner = &self.0;
+        let mut missing: Vec<&OwnedServerName> =
+            servers.iter().filter(|server| inner.access.check(server).is_ok()).collect();
+        for notary in &inner.notaries {
+            let mut got = Vec::new();
+            for some in missing.chunks(SERVERS_PER_QUERY) {
+                match inner.ask_notary(notary, some).await {
+                    Ok(servers) => got.extend(servers),
+                    Err(error) => {
+                        tracing::debug!(%notary, %error, "a key server did not answer");
+                        break;
+                    }
+                }
+            }
+            missing.retain(|server| !got.contains(server));
+            if missing.is_empty() {
+                return;
+            }
+        }
+    }
+}
+
+/// A fetch that is under way. When it ends, however it ends, those who wait are told.
+struct Running {
+    inner: Arc<Inner>,
+    server: OwnedServerName,
+    _sender: watch::Sender<()>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.inner.fetching.lock().remove(&self.server);
+    }
+}
+
+impl Inner {
+    async fn fetch(&self, server: &ServerName, also_notaries: bool) {
+        let _place = self.places.acquire().await;
+        match self.fetch_direct(server).await {
+            Ok(()) => {
+                self.failed.remove(server);
+                return;
+            }
+            Err(error) => tracing::debug!(%server, %error, "no keys from the server itself"),
+        }
+        for notary in self.notaries.iter().filter(|notary| also_notaries && *notary != server) {
+            match self.ask_notary(notary, &[&server.to_owned()]).await {
+                Ok(got) if !got.is_empty() => return,
+                Ok(_) => {}
+                Err(error) => tracing::debug!(%notary, %error, "a key server did not answer"),
+            }
+        }
+        let failures = self.failed.get(server).map_or(0, |failed| failed.failures).saturating_add(1);
+        let wait = FAILED_FIRST.saturating_mul(1 << (failures - 1).min(16)).min(FAILED_MAX);
+        self.failed.insert(server.to_owned(), Failed { failures, until: Instant::now() + wait });
+    }
+
+    async fn fetch_direct(&self, server: &ServerName) -> Result<(), FetchError> {
+        let request = Request::get("/_matrix/key/v2/server").body(Bytes::new());
+        let request = request.map_err(|_| NetworkError::BadTarget)?;
+        let answer = self.network.send(server, request, DIRECT_LIMITS).await?;
+        if answer.status() != StatusCode::OK {
+            return Err(FetchError::Status(answer.status()));
+        }
+        let text = std::str::from_utf8(answer.body()).map_err(|_| FetchError::Text)?;
+        let response = KeyResponse::read(text, server, (self.clock)())?;
+        Ok(self.learn(server, response, Source::Direct).await?)
+    }
+
+    /// Asks a notary, and gives the servers of which it knew something.
+    async fn ask_notary(
+        &self,
+        notary: &ServerName,
+        servers: &[&OwnedServerName],
+    ) -> Result<Vec<OwnedServerName>, FetchError> {
+        let now_ms = (self.clock)();
+        // Its own keys, to check its signature with.
+        if !self.known(notary).await?.keys.iter().any(|key| !key.old && key.valid_until_ms >= now_ms) {
+            self.fetch_direct(notary).await?;
+        }
+        let mut notary_keys = ServerKeys::default();
+        for key in self.known(notary).await?.keys.iter().filter(|key| !key.old) {
+            if let Some(public) = VerifyKey::new(&key.public_key, None) {
+                notary_keys.insert(notary.to_owned(), key.key_id.clone(), public);
+            }
+        }
+        let wanted: serde_json::Map<_, _> =
+            servers.iter().map(|server| (server.to_string(), json!({}))).collect();
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri("/_matrix/key/v2/query")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Bytes::from(json!({ "server_keys": wanted }).to_string()))
+            .map_err(|_| NetworkError::BadTarget)?;
+        let answer = self.network.send(notary, request, NOTARY_LIMITS).await?;
+        if answer.status() != StatusCode::OK {
+            return Err(FetchError::Status(answer.status()));
+        }
+        let text = std::str::from_utf8(answer.body()).map_err(|_| FetchError::Text)?;
+        let answer = Object::parse(text, false).map_err(|_| FetchError::Text)?;
+        let all = answer.get("server_keys").and_then(Value::as_array).ok_or(FetchError::Text)?;
+        let mut got = Vec::new();
+        for object in all.iter().filter_map(Value::as_object) {
+            let name = object.get("server_name").and_then(Value::as_str);
+            let Some(server) = servers.iter().find(|server| Some(server.as_str()) == name) else { continue };
+            notary_keys.verify_json(notary, object).map_err(|_| FetchError::Unsigned)?;
+            match KeyResponse::of_object(object, server, now_ms) {
+                Ok(response) => {
+                    self.learn(server, response, Source::Notary).await?;
+                    got.push((*server).clone());
+                }
+                Err(error) => {
+                    tracing::debug!(%server, %notary, %error, "keys that a notary gave are not good")
+                }
+            }
+        }
+        Ok(got)
+    }
+}

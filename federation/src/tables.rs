@@ -1,0 +1,50 @@
+//! What this crate keeps, on one page. Spaces 0xc0 to 0xcf. Server names are strings in the case that they came in.
+
+use hearth_store::{Blob, Record, Space, Table};
+use serde::{Deserialize, Serialize};
+
+/// server → its signing keys, also those of the past.
+pub const SERVER_KEYS: Table<String, ServerKeysRow> = Table::mutable("server_keys", Space(0xc0));
+/// server → the newest answer to `/_matrix/key/v2/server` with its signature, to be shown to those who ask us for it.
+pub const KEY_RESPONSES: Table<String, Blob> = Table::chunked("key_responses", Space(0xc1));
+/// server → since when it cannot be reached. No row: as far as is known, it can.
+pub const DESTINATIONS: Table<String, FailingRow> = Table::new("destinations", Space(0xc2));
+
+/// What is known of a server's keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerKeysRow {
+    /// When the newest answer came.
+    pub fetched_ms: u64,
+    /// How long the newest answer says that it is good, not capped.
+    pub valid_until_ms: u64,
+    /// At most [`crate::KEYS_PER_SERVER`].
+    pub keys: Vec<KnownKey>,
+}
+impl Record for ServerKeysRow {}
+
+/// A public key of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownKey {
+    /// Such as `ed25519:a_AbCd`.
+    pub key_id: String,
+    /// 32 bytes, a point of the curve.
+    pub public_key: [u8; 32],
+    /// Signatures of events are good up to this time; for a key in use capped at seven days after it was fetched.
+    pub valid_until_ms: u64,
+    /// No longer in use: good for events of its time, not for requests.
+    pub old: bool,
+}
+
+/// A server that cannot be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailingRow {
+    /// Since when.
+    pub since_ms: u64,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Not before this time is it tried again.
+    pub next_try_ms: u64,
+    /// What went wrong last.
+    pub problem: String,
+}
+impl Record for FailingRow {}
