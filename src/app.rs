@@ -9,7 +9,10 @@ use std::{
 };
 
 use hearth_dag::{Keypair, LocalServers, Signer};
-use hearth_federation::{KeyError, load_or_create_key};
+use hearth_federation::{
+    Access, Federation, FederationOptions, Https, HttpsError, HttpsOptions, KeyError, Network, OldKeyError,
+    OwnKeys, Patience, dns::SystemDns, load_or_create_key,
+};
 use hearth_rooms::{Rooms, RoomsOptions, SystemClock, read::Reader};
 use hearth_store::{Commit, CommitError, Store, StoreError, StoreOptions};
 use hearth_users::{Options, PasswordCost, PresenceOptions, SessionEnd, Users};
@@ -17,7 +20,7 @@ use ruma::{OwnedServerName, ServerName};
 
 use crate::{
     clock::now_ms,
-    config::{ByteSize, Config},
+    config::{ByteSize, Config, OldSigningKey},
     http::{LocalUser, MatrixError, Shutdown, client_address::ClientAddress, rate_limit::RateLimits},
     media::{self, Media},
     summaries::Summaries,
@@ -49,6 +52,8 @@ pub struct Parts {
     pub key: Arc<Keypair>,
     /// Whose users are ours.
     pub local_servers: LocalServers,
+    /// What this server is to other servers.
+    pub federation: Federation,
     /// Uploaded files.
     pub media: Media,
     /// How often who may do what.
@@ -85,6 +90,7 @@ hands_out! {
     sync: ClientSync,
     key: Arc<Keypair>,
     local_servers: LocalServers,
+    federation: Federation,
     media: Media,
     rate_limits: Arc<RateLimits>,
     shutdown: Shutdown,
@@ -104,6 +110,12 @@ pub enum OpenError {
     /// The signing key.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// A key that was used before.
+    #[error("{0} (key \"federation.old_signing_keys\")")]
+    OldKey(#[from] OldKeyError),
+    /// Other servers cannot be talked to.
+    #[error(transparent)]
+    Https(#[from] HttpsError),
     /// The store does not open.
     #[error("the store in {} does not open: {source}", path.display())]
     Store {
@@ -145,19 +157,28 @@ impl App {
         let store = with_progress("opening the store", opening)
             .await
             .map_err(|source| OpenError::Store { path, source })?;
-        Self::on(config, store, key, shutdown).await
+        let network = Https::new(
+            &HttpsOptions {
+                extra_root_certificates: config.extra_root_certificates.clone(),
+                allow_private_addresses: config.allow_private_addresses,
+            },
+            Arc::new(SystemDns::new()),
+        )?;
+        Self::on(config, store, key, Arc::new(network), shutdown).await
     }
 
-    /// A server on this store.
+    /// A server on this store and this network.
     pub async fn on(
         config: Arc<Config>,
         store: Store,
         key: Keypair,
+        network: Arc<dyn Network>,
         shutdown: Shutdown,
     ) -> Result<Self, OpenError> {
         claim(&store, &config.server_name).await?;
         let key = Arc::new(key);
         let local_servers = LocalServers::new([key.clone() as Arc<dyn Signer>]);
+        let federation = federation(&config, &store, &key, &local_servers, network)?;
         let folder = config.data_dir.join("media");
         let media = Media::open(store.clone(), media_options(&config, folder.clone()), Arc::new(now_ms));
         let media = media.map_err(|source| OpenError::File { path: folder, source })?;
@@ -179,6 +200,7 @@ impl App {
             reader,
             key,
             local_servers,
+            federation,
             media,
             rate_limits,
             shutdown,
@@ -215,6 +237,28 @@ impl App {
         self.users.seen(&who, client.0);
         Ok(LocalUser::of(who))
     }
+}
+
+/// What the configuration says of other servers.
+fn federation(
+    config: &Config,
+    store: &Store,
+    key: &Arc<Keypair>,
+    local_servers: &LocalServers,
+    network: Arc<dyn Network>,
+) -> Result<Federation, OldKeyError> {
+    let said = &config.federation;
+    let old = said.old_signing_keys.iter().map(OldSigningKey::checked).collect::<Result<_, _>>()?;
+    Ok(Federation::new(FederationOptions {
+        store: store.clone(),
+        network,
+        local_servers: local_servers.clone(),
+        own_keys: vec![OwnKeys { key: key.clone(), old }],
+        access: Access::new(said.enabled, &said.allowed_servers, &said.denied_servers),
+        trusted_key_servers: said.trusted_key_servers.clone(),
+        patience: Patience { first: said.retry_first.duration(), longest: said.retry_longest.duration() },
+        clock: Arc::new(now_ms),
+    }))
 }
 
 /// What the configuration says of users.

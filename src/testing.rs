@@ -1,20 +1,27 @@
 //! Whole servers in one process, for tests: on the memory store, callable without sockets or with them.
 //! Nothing here is reachable from the binary.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
+use async_trait::async_trait;
 use axum::body::{Body, Bytes};
 use hearth_dag::Keypair;
+use hearth_federation::{
+    Limits, Network, NetworkError, published_keys,
+    x_matrix::{SignedParts, signed_content},
+};
 use hearth_store::{Order, Scan, Store};
 use hearth_users::{NewAccount, NewSession};
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
-use ruma::{OwnedDeviceId, OwnedUserId, UserId, server_name};
+use parking_lot::Mutex;
+use ruma::{OwnedDeviceId, OwnedServerName, OwnedUserId, ServerName, UserId, server_name};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
     app::App,
+    clock::now_ms,
     config::Config,
     http::{Dispatcher, Shutdown},
     server::{self, Front, Listeners},
@@ -26,6 +33,8 @@ pub struct TestServer {
     front: Front,
     /// Its parts.
     pub app: App,
+    /// The servers that it can reach.
+    pub network: TestNetwork,
     next: Arc<std::sync::atomic::AtomicU64>,
 }
 
@@ -88,17 +97,20 @@ impl TestServer {
         config.registration.open = true;
         config.rate_limits.enabled = false;
         change(&mut config);
-        Self::on(config, Store::memory().await).await
+        Self::on(config, Store::memory().await, TestNetwork::default()).await
     }
 
-    /// A server on a store that may hold something already.
-    pub async fn on(config: Config, store: Store) -> Self {
+    /// A server on a store that may hold something already, in a network that may have others.
+    pub async fn on(config: Config, store: Store, network: TestNetwork) -> Self {
+        let server_name = config.server_name.clone();
         let key =
             Keypair::new(config.server_name.clone(), "test", &[7; 32]).expect("the version is a good one");
-        let app =
-            App::on(Arc::new(config), store, key, Shutdown::default()).await.expect("the store is good");
+        let app = App::on(Arc::new(config), store, key, Arc::new(network.clone()), Shutdown::default());
+        let app = app.await.expect("the store is good");
         let dispatcher = Dispatcher::new(app.clone(), &server::routes()).expect("the route table is good");
-        Self { front: Front::over(dispatcher), app, next: Arc::default() }
+        let front = Front::over(dispatcher);
+        network.0.lock().insert(server_name, Peer::Server(front.clone()));
+        Self { front, app, network, next: Arc::default() }
     }
 
     /// Sends a request as it is.
@@ -198,6 +210,79 @@ impl TestServer {
             }
         }
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Servers that can reach each other, in this process. Cheap to clone; all clones are one.
+#[derive(Clone, Default)]
+pub struct TestNetwork(Arc<Mutex<HashMap<OwnedServerName, Peer>>>);
+
+enum Peer {
+    /// A whole server.
+    Server(Front),
+    /// One that does nothing but publish its key.
+    Keys(Arc<Keypair>),
+}
+
+/// A server that is nothing but a name and a key: it asks, and cannot be asked.
+#[derive(Clone)]
+pub struct TestPeer(Arc<Keypair>);
+
+impl TestNetwork {
+    /// A new server that publishes its key.
+    pub fn peer(&self, name: &ServerName) -> TestPeer {
+        let key = TestPeer::stranger(name).0;
+        self.0.lock().insert(name.to_owned(), Peer::Keys(key.clone()));
+        TestPeer(key)
+    }
+
+    /// From now on, nobody reaches that server.
+    pub fn cut(&self, name: &ServerName) {
+        self.0.lock().remove(name);
+    }
+}
+
+impl TestPeer {
+    /// A server that nobody can reach.
+    pub fn stranger(name: &ServerName) -> Self {
+        let key = Keypair::new(name.to_owned(), "peer", &[9; 32]).expect("the version is a good one");
+        Self(Arc::new(key))
+    }
+
+    /// The `Authorization` header of a request to a server.
+    pub fn signs(&self, to: &ServerName, method: &Method, target: &str, body: &[u8]) -> String {
+        // What is no JSON cannot be signed, and is to be refused for that.
+        let content = signed_content(body).unwrap_or_default();
+        let parts = SignedParts { method: method.as_str(), target, content: content.as_deref() };
+        parts.sign(&*self.0, to)
+    }
+}
+
+#[async_trait]
+impl Network for TestNetwork {
+    async fn send(
+        &self,
+        to: &ServerName,
+        request: Request<Bytes>,
+        limits: Limits,
+    ) -> Result<http::Response<Bytes>, NetworkError> {
+        let front = match self.0.lock().get(to) {
+            None => return Err(NetworkError::Connect("there is no such server".to_owned())),
+            Some(Peer::Keys(key)) => return Ok(http::Response::new(published_keys(key, now_ms()).into())),
+            Some(Peer::Server(front)) => front.clone(),
+        };
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let answer = tokio::time::timeout(limits.timeout, front.handle(request.map(Body::from), peer)).await;
+        let (parts, body) = answer.map_err(|_| NetworkError::Timeout)?.into_parts();
+        let body = body.collect().await.map_err(|error| NetworkError::Broken(error.to_string()))?.to_bytes();
+        if body.len() > limits.max_bytes {
+            return Err(NetworkError::TooLarge { max_bytes: limits.max_bytes });
+        }
+        Ok(http::Response::from_parts(parts, body))
+    }
+
+    async fn fetch(&self, _: &str, _: Limits) -> Result<http::Response<Bytes>, NetworkError> {
+        Err(NetworkError::Connect("there is nothing but servers".to_owned()))
     }
 }
 

@@ -62,10 +62,36 @@ fn a_wrong_value_is_named_by_its_key() {
         ("default_room_version = \"99\"", "default_room_version"),
         ("bind = []", "bind"),
         ("[tls]\nbind = [\"127.0.0.1:1\"]", "tls.certificate"),
+        ("[federation]\ndenied_servers = [\"a\", \"b c\"]", "federation.denied_servers[1]"),
+        ("[federation]\nallowed_servers = [\"\"]", "federation.allowed_servers[0]"),
+        ("[federation]\ntrusted_key_servers = [\"no name\"]", "federation.trusted_key_servers[0]"),
+        (
+            "[federation]\nold_signing_keys = [{ key_id = \"a\", public_key = \"b\", expired_ts = 1 }]",
+            "federation.old_signing_keys[0]",
+        ),
     ] {
         let error = error(text);
         assert!(error.contains(&format!("\"{key}\" has a wrong value")), "{text}: {error}");
     }
+}
+
+#[test]
+fn servers_and_old_keys_are_read() {
+    let config = Config::parse(
+        r#"
+        [federation]
+        denied_servers = ["*.evil.test", "[::1]:8448"]
+        trusted_key_servers = ["matrix.org"]
+        old_signing_keys = [
+            { key_id = "ed25519:a_0", public_key = "XGX0JRS2Af3be3knz2fBiRbApjm2Dh61gXDJA8kcJNI", expired_ts = 5 },
+        ]
+        "#,
+    )
+    .unwrap();
+    let federation = config.federation;
+    assert_eq!(federation.denied_servers, ["*.evil.test", "[::1]:8448"]);
+    assert_eq!(federation.trusted_key_servers, ["matrix.org"]);
+    assert_eq!(federation.old_signing_keys[0].checked().unwrap().expired_ts(), 5);
 }
 
 fn with(variables: &[(&str, &str)]) -> Result<Config, String> {

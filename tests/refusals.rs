@@ -6,9 +6,10 @@ use hearth::{
     config::ByteSize,
     http::{Auth, BodyLimit, Route, Specimen},
     server,
-    testing::{Answer, TestServer, TestUser, encoded},
+    testing::{Answer, TestPeer, TestServer, TestUser, encoded},
 };
-use http::{Request, header};
+use http::{Method, Request, header};
+use ruma::server_name;
 use serde_json::json;
 
 /// Somebody with a room, a member without power, and somebody who is not in it.
@@ -17,12 +18,18 @@ struct Stage {
     me: TestUser,
     member: TestUser,
     outsider: TestUser,
+    remote: TestPeer,
     values: Vec<(&'static str, String)>,
 }
 
 impl Stage {
     async fn set() -> Self {
-        let server = TestServer::with(|config| config.limits.upload_size = ByteSize::kib(64)).await;
+        let server = TestServer::with(|config| {
+            config.limits.upload_size = ByteSize::kib(64);
+            config.federation.denied_servers = vec!["denied.test".to_owned()];
+        });
+        let server = server.await;
+        let remote = server.network.peer(server_name!("remote.test"));
         let me = server.user("me").await;
         let member = server.user("other").await;
         let outsider = server.user("outsider").await;
@@ -40,9 +47,15 @@ impl Stage {
             ("$event", event),
             ("$alias", "#stage:hearth.test".to_owned()),
             ("$server", "hearth.test".to_owned()),
+            ("$remote", "remote.test".to_owned()),
             ("$device", me.device_id.to_string()),
         ];
-        Self { server, me, member, outsider, values }
+        let stage = Self { server, me, member, outsider, remote, values };
+        // Its keys are fetched once, and not while something is refused.
+        let hello = stage.remote.signs(server_name!("hearth.test"), &Method::GET, "/", b"");
+        let claim = stage.server.app.federation.claim([hello.as_str()].into_iter()).await.unwrap();
+        stage.server.app.federation.verify(&claim, "GET", "/", b"").await.unwrap();
+        stage
     }
 
     fn filled(&self, text: &str) -> String {
@@ -68,9 +81,24 @@ impl Stage {
     }
 
     async fn ask(&self, route: &Route, specimen: &Specimen, token: Option<&str>, body: Vec<u8>) -> Answer {
-        let mut request = Request::builder().method(route.method.clone()).uri(self.path(route, specimen));
-        if let Some(token) = token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        let path = self.path(route, specimen);
+        let authorization = match route.auth {
+            Auth::Server => Some(self.remote.signs(server_name!("hearth.test"), &route.method, &path, &body)),
+            _ => token.map(|token| format!("Bearer {token}")),
+        };
+        self.ask_with(route, &path, authorization, body).await
+    }
+
+    async fn ask_with(
+        &self,
+        route: &Route,
+        path: &str,
+        authorization: Option<String>,
+        body: Vec<u8>,
+    ) -> Answer {
+        let mut request = Request::builder().method(route.method.clone()).uri(path);
+        if let Some(authorization) = authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
         }
         request = request.header(header::CONTENT_LENGTH, body.len());
         self.server.send(request.body(Body::from(body)).unwrap()).await
@@ -80,16 +108,52 @@ impl Stage {
         specimen.body.map(|body| self.filled(body).into_bytes()).unwrap_or_default()
     }
 
+    /// What must be refused of an endpoint for servers: requests that no server signed, or not this one.
+    async fn unsigned(&self, route: &Route, specimen: &Specimen) -> Vec<(&'static str, Answer, u16, String)> {
+        let (path, body) = (self.path(route, specimen), self.body(specimen));
+        let us = server_name!("hearth.test");
+        let sign = |peer: &TestPeer, to, path: &str| peer.signs(to, &route.method, path, &body);
+        let denied = TestPeer::stranger(server_name!("denied.test"));
+        let stranger = TestPeer::stranger(server_name!("stranger.test"));
+        let forged = sign(&self.remote, us, &path).replace("sig=\"", "sig=\"AAAA");
+        let own = TestPeer::stranger(us);
+        let mut refused = Vec::new();
+        for (what, authorization, status, errcode) in [
+            ("no signature", None, 401, "M_UNAUTHORIZED"),
+            ("a user's token", Some(format!("Bearer {}", self.me.token)), 401, "M_UNAUTHORIZED"),
+            ("a damaged header", Some("X-Matrix origin=".to_owned()), 401, "M_UNAUTHORIZED"),
+            ("a forged signature", Some(forged), 401, "M_UNAUTHORIZED"),
+            ("another path's signature", Some(sign(&self.remote, us, "/")), 401, "M_UNAUTHORIZED"),
+            (
+                "another server's request",
+                Some(sign(&self.remote, server_name!("b.test"), &path)),
+                401,
+                "M_UNAUTHORIZED",
+            ),
+            ("a server without keys", Some(sign(&stranger, us, &path)), 401, "M_UNAUTHORIZED"),
+            ("our own name", Some(sign(&own, us, &path)), 401, "M_UNAUTHORIZED"),
+            ("a denied server", Some(sign(&denied, us, &path)), 403, "M_FORBIDDEN"),
+        ] {
+            let answer = self.ask_with(route, &path, authorization, body.clone()).await;
+            refused.push((what, answer, status, errcode.to_owned()));
+        }
+        refused
+    }
+
     /// All that must be refused of one endpoint: what it is, the answer, and what it should be.
     async fn refusals(&self, route: &Route, specimen: &Specimen) -> Vec<(&'static str, Answer, u16, String)> {
         let good = self.body(specimen);
-        let mine = (route.auth != Auth::None).then_some(self.me.token.as_str());
+        let by_token = matches!(route.auth, Auth::Token | Auth::Optional);
+        let mine = by_token.then_some(self.me.token.as_str());
         let mut refused = Vec::new();
+        if route.auth == Auth::Server {
+            refused.extend(self.unsigned(route, specimen).await);
+        }
         if route.auth == Auth::Token {
             let answer = self.ask(route, specimen, None, good.clone()).await;
             refused.push(("no token", answer, 401, "M_MISSING_TOKEN".into()));
         }
-        if route.auth != Auth::None {
+        if by_token {
             let answer = self.ask(route, specimen, Some("nobodys"), good.clone()).await;
             refused.push(("a wrong token", answer, 401, "M_UNKNOWN_TOKEN".into()));
         }

@@ -54,6 +54,7 @@ impl Readable {
 
 /// All tables, in the order of their parts of the keyspace. A test finds those that are missing.
 fn tables() -> Vec<Readable> {
+    use hearth_federation::tables as federation;
     use hearth_rooms::tables as rooms;
     use hearth_users::tables as users;
 
@@ -119,6 +120,9 @@ fn tables() -> Vec<Readable> {
         Readable::of(media::OWNED),
         Readable::of(media::USAGE),
         Readable::of(server::SERVER),
+        Readable::of(federation::SERVER_KEYS),
+        Readable::of(federation::KEY_RESPONSES),
+        Readable::of(federation::DESTINATIONS),
     ]
 }
 

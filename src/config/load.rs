@@ -212,6 +212,23 @@ fn check_values(config: &Config) -> Result<(), ConfigError> {
     if config.federation.certificate.is_some() != config.federation.key.is_some() {
         return wrong("federation.key", "federation.certificate and federation.key belong together");
     }
+    for (index, old) in config.federation.old_signing_keys.iter().enumerate() {
+        if let Err(error) = old.checked() {
+            return wrong(&format!("federation.old_signing_keys[{index}]"), &error.to_string());
+        }
+    }
+    for (key, list) in [
+        ("federation.allowed_servers", &config.federation.allowed_servers),
+        ("federation.denied_servers", &config.federation.denied_servers),
+    ] {
+        let server = |pattern: &String| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-.*?:[]".contains(&byte);
+            !pattern.is_empty() && pattern.bytes().all(plain)
+        };
+        if let Some(index) = list.iter().position(|pattern| !server(pattern)) {
+            return wrong(&format!("{key}[{index}]"), "it must be a server name, perhaps with * and ?");
+        }
+    }
     if config.default_room_version.rules().is_none() {
         return wrong("default_room_version", "this server cannot make rooms of that version");
     }

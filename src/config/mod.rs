@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use hearth_federation::{OldKeyError, OldVerifyKey};
 use ipnet::IpNet;
 use ruma::{OwnedServerName, RoomVersionId, server_name};
 use serde::{Deserialize, Serialize};
@@ -108,10 +109,39 @@ pub struct Federation {
     /// The host and port told in `/.well-known/matrix/server`; from `public_base_url` if not set.
     #[serde(with = "empty_is_none")]
     pub well_known_server: Option<String>,
+    /// Whether this server talks to others at all.
+    pub enabled: bool,
+    /// Patterns of the servers to talk to; none: all.
+    pub allowed_servers: Vec<String>,
+    /// Patterns of the servers not to talk to.
+    pub denied_servers: Vec<String>,
+    /// Who is asked for the keys of servers that do not answer.
+    pub trusted_key_servers: Vec<OwnedServerName>,
+    /// Keys that this server signed with before.
+    pub old_signing_keys: Vec<OldSigningKey>,
     /// How long to wait after a peer's first failure; doubled after each further one.
     pub retry_first: Period,
     /// How long to wait at most before a peer is tried again.
     pub retry_longest: Period,
+}
+
+/// A key that this server signed with before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OldSigningKey {
+    /// Its ID, such as `ed25519:a_AbCd`.
+    pub key_id: String,
+    /// The public key in base64.
+    pub public_key: String,
+    /// When it was used last, in milliseconds since 1970.
+    pub expired_ts: u64,
+}
+
+impl OldSigningKey {
+    /// The key, checked.
+    pub fn checked(&self) -> Result<OldVerifyKey, OldKeyError> {
+        OldVerifyKey::new(&self.key_id, &self.public_key, self.expired_ts)
+    }
 }
 
 /// Contacts of the server.
@@ -320,6 +350,11 @@ impl Default for Federation {
             certificate: None,
             key: None,
             well_known_server: None,
+            enabled: true,
+            allowed_servers: Vec::new(),
+            denied_servers: Vec::new(),
+            trusted_key_servers: Vec::new(),
+            old_signing_keys: Vec::new(),
             retry_first: Period::from_secs(30),
             retry_longest: Period::from_secs(24 * 3600),
         }

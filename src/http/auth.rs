@@ -1,9 +1,10 @@
-//! Who asks: the access token of a request, checked by the dispatcher before anything else is read.
+//! Who asks: the access token of a user, or the signature of a server, checked by the dispatcher before any handler runs.
 
 use axum::extract::{FromRequestParts, OptionalFromRequestParts};
+use hearth_federation::{Claim, Federation, Refused};
 use hearth_users::{AuthenticateError, Authenticated, SessionEnd};
 use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
-use ruma::{OwnedDeviceId, OwnedUserId};
+use ruma::{OwnedDeviceId, OwnedServerName, OwnedUserId};
 
 use super::MatrixError;
 
@@ -65,6 +66,41 @@ impl From<SessionEnd> for MatrixError {
                 Self::new(StatusCode::UNAUTHORIZED, "M_USER_LOCKED", "this account is locked")
                     .with("soft_logout", true)
             }
+        }
+    }
+}
+
+/// A server that signed the request, all of it. A handler that names it is only reached by one.
+#[derive(Debug, Clone)]
+pub struct RemoteServer {
+    /// Which one.
+    pub origin: OwnedServerName,
+}
+
+impl<S: Sync> FromRequestParts<S> for RemoteServer {
+    type Rejection = MatrixError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, MatrixError> {
+        parts.extensions.remove::<Self>().ok_or_else(|| Refused::Unsigned.into())
+    }
+}
+
+/// Who says to have sent a request; refuses what can be refused before its body is read.
+pub(super) async fn claim_of_server(
+    federation: &Federation,
+    headers: &HeaderMap,
+) -> Result<Claim, MatrixError> {
+    let headers = headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| value.to_str().ok());
+    Ok(federation.claim(headers).await?)
+}
+
+impl From<Refused> for MatrixError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Access(denied) => Self::forbidden(denied.to_string()),
+            Refused::Body(error) => Self::not_json(error.to_string()),
+            Refused::Store(error) => Self::internal(error),
+            refused => Self::unauthorized(refused.to_string()),
         }
     }
 }

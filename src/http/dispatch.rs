@@ -2,23 +2,24 @@
 //! * A known path with a wrong method is 405, an unknown path 404, both `M_UNRECOGNIZED`: clients choose their
 //!   fall-backs by that code.
 //! * `OPTIONS` is answered on every path and runs no logic; every answer carries the CORS headers.
-//! * The token is checked before the body is read. After a refusal the body is read on within bounds, so that the
+//! * The token is checked before the body is read, a server's signature as soon as it has been. After a refusal the body is read on within bounds, so that the
 //!   client gets to the answer, see [`super::body`].
 //! * No span, no id, no log line is made at the default log level unless something went wrong.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
-    body::{Body, HttpBody as _},
+    body::{Body, Bytes, HttpBody as _},
     extract::Request,
     response::{IntoResponse, Response},
 };
+use hearth_federation::Claim;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 use percent_encoding::percent_decode_str;
 
 use super::{
     MatrixError, RateClass, RequestFacts,
-    auth::{LocalUser, access_token},
+    auth::{LocalUser, RemoteServer, access_token, claim_of_server},
     body::{self, ReadOn},
     client_address::ClientAddress,
     error::InternalCause,
@@ -168,6 +169,10 @@ impl Dispatcher {
         let (route, path_args) = self.find(&parts.method, &parts.uri)?;
         let client = ClientAddress::of(peer, &parts.headers, &self.app.config.trusted_proxies);
         let mut read_on = ReadOn::STRANGER;
+        if route.auth == Auth::Server {
+            parts.extensions.insert(claim_of_server(&self.app.federation, &parts.headers).await?);
+            read_on = ReadOn::of(route.body_limit);
+        }
         if let Some(user) = self.authenticate(route, &parts.headers, &parts.uri, client).await? {
             self.charge(route, Asker::User(user.user_id.clone()), &user)?;
             parts.extensions.insert(user);
@@ -185,11 +190,25 @@ impl Dispatcher {
         Ok((route.clone(), limit, read_on))
     }
 
-    async fn call(&self, route: &Route, request: Request) -> Result<Response, MatrixError> {
+    async fn call(&self, route: &Route, mut request: Request) -> Result<Response, MatrixError> {
+        if let Some(claim) = request.extensions_mut().remove::<Claim>() {
+            request = self.verify(&claim, request).await?;
+        }
         match route.call(request, self.app.clone()) {
             Some(answer) => Ok(answer.await),
             None => Err(MatrixError::unrecognized("unrecognized request")),
         }
+    }
+
+    /// Reads a server's request whole, for its signature covers the body, and checks it.
+    async fn verify(&self, claim: &Claim, request: Request) -> Result<Request, MatrixError> {
+        let (mut parts, body) = request.into_parts();
+        let has_body = parts.method != Method::GET && parts.method != Method::HEAD;
+        let body = if has_body { body::whole(body).await? } else { Bytes::new() };
+        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+        let origin = self.app.federation.verify(claim, parts.method.as_str(), target, &body).await?;
+        parts.extensions.insert(RemoteServer { origin });
+        Ok(Request::from_parts(parts, Body::from(body)))
     }
 
     fn find(&self, method: &Method, uri: &Uri) -> Result<(&Arc<Route>, Vec<String>), MatrixError> {
@@ -219,13 +238,13 @@ impl Dispatcher {
         uri: &Uri,
         client: ClientAddress,
     ) -> Result<Option<LocalUser>, MatrixError> {
-        if route.auth == Auth::None {
+        if matches!(route.auth, Auth::None | Auth::Server) {
             return Ok(None);
         }
         let Some(token) = access_token(headers, uri, self.app.config.query_access_tokens) else {
             return match route.auth {
                 Auth::Token => Err(MatrixError::missing_token("missing access token")),
-                Auth::Optional | Auth::None => Ok(None),
+                Auth::Optional | Auth::None | Auth::Server => Ok(None),
             };
         };
         let user = self.app.authenticate(token, client, route.when_locked).await?;

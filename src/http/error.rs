@@ -68,6 +68,8 @@ impl MatrixError {
         missing_token: UNAUTHORIZED "M_MISSING_TOKEN";
         /// The access token is unknown or no longer good.
         unknown_token: UNAUTHORIZED "M_UNKNOWN_TOKEN";
+        /// Another server's request is not signed as it must be.
+        unauthorized: UNAUTHORIZED "M_UNAUTHORIZED";
         /// Refused for a reason that has no code of its own.
         unknown: BAD_REQUEST "M_UNKNOWN";
         /// The change does not fit the present state.

@@ -1,7 +1,8 @@
 //! Requests in, responses out: what every chapter of the API shares.
 //! * [`Route`] and [`Routes`]: the table of all endpoints, as data.
 //! * [`Ruma`]: a handler's request and response in ruma's types; [`RawJson`]: a response that is JSON already.
-//! * [`LocalUser`]: who asks. The dispatcher has checked the token before any handler or body parsing runs.
+//! * [`LocalUser`], [`RemoteServer`]: who asks. The dispatcher has checked the token or the signature before any handler
+//!   runs.
 //! * [`MatrixError`]: the one shape in which a request is refused.
 
 pub mod auth;
@@ -21,7 +22,7 @@ use axum::{
 use http::{HeaderValue, StatusCode, header};
 
 pub use self::{
-    auth::LocalUser,
+    auth::{LocalUser, RemoteServer},
     dispatch::Dispatcher,
     error::MatrixError,
     rate_limit::RateClass,

@@ -8,6 +8,7 @@ use http::Method;
 use ruma::api::{
     IncomingRequest,
     auth_scheme::{AccessToken, AccessTokenOptional, AuthScheme, NoAccessToken, NoAuthentication},
+    federation::authentication::ServerSignatures,
     path_builder::PathBuilder,
 };
 
@@ -23,6 +24,8 @@ pub enum Auth {
     Optional,
     /// Local users with a good token.
     Token,
+    /// Other servers, by a signature over the whole request.
+    Server,
 }
 
 /// How much of a body an endpoint reads.
@@ -48,7 +51,8 @@ pub enum WhenSuspended {
 /// From what a test makes a request that is right in every respect, and then wrong in one.
 ///
 /// In `path`, `query` and `body` a test replaces `$me`, `$other` (a second local user), `$room` (a room that `$me`
-/// made), `$event` (a message in it), `$alias` (its alias), `$server`, `$device`, `$txn` (fresh each time).
+/// made), `$event` (a message in it), `$alias` (its alias), `$server`, `$remote` (another server, which signs the requests
+/// that only servers may make), `$device`, `$txn` (fresh each time).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Specimen {
     /// Values for the path's parameters, a blank between them.
@@ -153,6 +157,10 @@ impl RouteAuth for AccessToken {
 
 impl RouteAuth for AccessTokenOptional {
     const AUTH: Auth = Auth::Optional;
+}
+
+impl RouteAuth for ServerSignatures {
+    const AUTH: Auth = Auth::Server;
 }
 
 impl Route {

@@ -97,7 +97,7 @@ async fn an_interrupted_deactivation_goes_on_at_the_next_start() {
     bob.get(WHOAMI).await.refused(401, "M_UNKNOWN_TOKEN");
 
     let config = (*server.app.config).clone();
-    let next = TestServer::on(config, server.app.store.clone()).await;
+    let next = TestServer::on(config, server.app.store.clone(), server.network.clone()).await;
     let finished = async {
         while !next.app.users.unfinished_deactivations(None, 10).await.unwrap().is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;
