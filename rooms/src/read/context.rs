@@ -175,9 +175,11 @@ impl Reader {
                     Direction::Backward => time <= timestamp_ms,
                 };
                 let distance = time.abs_diff(timestamp_ms);
-                let nearer = best
-                    .as_ref()
-                    .is_none_or(|best| distance < best.client.origin_server_ts.abs_diff(timestamp_ms));
+                // Of events of one time the outermost is next to it: looking back, the last one.
+                let nearer = best.as_ref().is_none_or(|best| {
+                    let held = best.client.origin_server_ts.abs_diff(timestamp_ms);
+                    distance < held || (direction == Direction::Backward && distance == held)
+                });
                 let Some(order) = event.order.filter(|_| fits && nearer) else { continue };
                 if event.status == Status::Accepted && self.sees(viewer, &event, order).await?.visible {
                     best = Some(event);

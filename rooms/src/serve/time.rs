@@ -84,7 +84,11 @@ impl Rooms {
                 }
                 let event = self.events().load(&room, number).await?;
                 let placed = event.status() == Status::Accepted && event.order().is_some();
-                let nearer = best.as_ref().is_none_or(|held| is_nearer(&event, held, timestamp_ms));
+                // Of events of one time the outermost is next to it: looking back, the last one.
+                let nearer = best.as_ref().is_none_or(|held| match direction {
+                    Direction::Forward => is_nearer(&event, held, timestamp_ms),
+                    Direction::Backward => !is_nearer(held, &event, timestamp_ms),
+                });
                 if placed && nearer && peer.sees(&event).await? {
                     best = Some(event);
                 }

@@ -239,6 +239,26 @@ async fn the_event_nearest_to_a_time() {
         let sent = world.rooms.send(&send, hearth_store::Commit::new()).await.unwrap();
         at.push((sent.event_id, 1_800_000_000_000 + minutes * 60_000));
     }
+    // Two of one time: whoever looks back meets the second one first.
+    let mut twins = Vec::new();
+    for text in ["one", "two"] {
+        let mut send = crate::support::message("alice", &room, text);
+        send.timestamp_ms = Some(at[2].1 + 600_000);
+        twins.push(world.rooms.send(&send, hearth_store::Commit::new()).await.unwrap().event_id);
+    }
+    let mut viewer = world
+        .rooms
+        .reader()
+        .viewer(world.rooms.room(&room).await.unwrap().unwrap().sn, &user("alice"), Default::default())
+        .await
+        .unwrap();
+    for (direction, expected) in [(Direction::Backward, &twins[1]), (Direction::Forward, &twins[0])] {
+        let ts = at[2].1 + 600_000;
+        let told = world.rooms.event_at_for_peer(&peer.name, &room, ts, direction).await.unwrap();
+        assert_eq!(told, (expected.clone(), ts));
+        let shown = world.rooms.reader().event_at(&mut viewer, ts, direction).await.unwrap().unwrap();
+        assert_eq!(*shown.client.event_id, *expected.as_str());
+    }
     let nearest = async |origin: &ServerName, ts, direction| {
         world.rooms.event_at_for_peer(origin, &room, ts, direction).await
     };

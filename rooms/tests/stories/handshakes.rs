@@ -241,7 +241,8 @@ async fn what_is_submitted_must_be_what_was_asked_for() {
     assert!(invalid(submit(&peer().name, &last, good.clone()).await), "under another id");
     // Signed by somebody else in the name of Bob's server.
     let forged = third().complete(&template);
-    assert!(invalid(submit(&peer().name, &forged.pdu().event_id().to_owned(), forged).await));
+    let forged_id = forged.pdu().event_id().to_owned();
+    assert!(invalid(submit(&peer().name, &forged_id, forged).await));
     // Changed after it was signed.
     let mut changed: Value = serde_json::from_str(good.pdu().json()).unwrap();
     changed["content"]["displayname"] = json!("Robert");

@@ -163,7 +163,7 @@ async fn only_invites_to_our_users_are_signed() {
     };
     let try_to = |change: &dyn Fn(&mut Value)| {
         let pdu = forge(change);
-        sign(home, &room, &pdu.pdu().event_id().to_owned(), &pdu, &state)
+        sign(home, &room, pdu.pdu().event_id(), &pdu, &state)
     };
     assert!(try_to(&|_| {}).is_ok(), "the forger can sign");
     assert!(invalid(try_to(&|event| event["content"]["membership"] = json!("join"))));
