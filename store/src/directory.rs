@@ -7,7 +7,9 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock, statvfs};
 
 use crate::{FORMAT, StoreError};
@@ -17,12 +19,17 @@ const LOCK_FILE: &str = "lock";
 const NEW_SUFFIX: &str = "format.new";
 const NAME: &str = "hearth-store";
 const CREATING: &str = "unfinished";
+/// With so many bytes free beside the reserve, the disk is not asked again for so long: it cannot fill up meanwhile.
+const AMPLE: u64 = 1 << 30;
+const AMPLE_FOR: Duration = Duration::from_millis(100);
 
 /// A directory that is ours alone while this lives.
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
     reserve: u64,
+    /// When there was last found to be plenty of space.
+    ample_at: Mutex<Option<Instant>>,
     _lock: File,
 }
 
@@ -43,7 +50,7 @@ impl Directory {
         make_directory(path)?;
         let lock = lock(path)?;
         let content = read_format(path, kind)?;
-        Ok((Self { path: path.to_owned(), reserve, _lock: lock }, content))
+        Ok((Self { path: path.to_owned(), reserve, ample_at: Mutex::default(), _lock: lock }, content))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -74,12 +81,14 @@ impl Directory {
 
     /// Whether more than the reserve is free on this disk.
     pub(crate) fn writable(&self) -> Result<(), StoreError> {
-        if self.reserve == 0 {
+        if self.reserve == 0 || self.ample_at.lock().is_some_and(|at| at.elapsed() < AMPLE_FOR) {
             return Ok(());
         }
         let found = statvfs(&self.path);
         let disk = found.map_err(|error| StoreError::io(&self.path, "asking for free space", error))?;
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let is_ample = free.saturating_sub(self.reserve) > AMPLE;
+        *self.ample_at.lock() = is_ample.then(Instant::now);
         if free < self.reserve {
             return Err(StoreError::DiskReserve { path: self.path.clone(), free, reserve: self.reserve });
         }
