@@ -54,6 +54,8 @@ pub(super) struct Inner {
     state_keys: Cache<(RoomSn, Kind, String), StateKeySn>,
     /// What member and visibility events decide.
     pub(super) deciding: Cache<(RoomSn, EventSn), AtEvent>,
+    /// What a state says to the user of a member key.
+    pub(super) sights: Cache<(RoomSn, SnapshotId, Option<StateKeySn>), AtEvent>,
     pub(super) live: super::live::LiveRooms,
 }
 
@@ -106,6 +108,7 @@ impl Reader {
             numbers: Cache::new(NAME_CACHE_ENTRIES),
             state_keys: Cache::new(NAME_CACHE_ENTRIES),
             deciding: Cache::new(NAME_CACHE_ENTRIES),
+            sights: Cache::new(NAME_CACHE_ENTRIES),
             live: super::live::LiveRooms::new(),
         };
         Self { inner: Arc::new(inner) }

@@ -104,39 +104,34 @@ impl Reader {
         };
         let Some(head) = self.store().get(&HEADS, &room).await? else { return Ok(None) };
         let whole = Stretch::up_to(upto);
-        // Go on from what is held, unless much has happened since.
-        let mut rows = Vec::new();
         let mut complete_after = TimelineOrder::START;
-        if let Some(held) = &held {
-            let since = Stretch { after: TimelineOrder::live(held.upto), up_to: whole.up_to };
-            rows = self.timeline_rows(room, since, Direction::Forward, TAIL_EVENTS).await?;
-            if rows.len() < TAIL_EVENTS {
-                let kept = held.events.iter().map(|placed| (placed.order, placed.row.clone()));
-                rows = kept.chain(rows).collect();
-                complete_after = held.complete_after;
-            } else {
-                rows.clear();
+        let mut events = match &held {
+            Some(held) => self.go_on_from(room, held, whole).await?,
+            None => Vec::new(),
+        };
+        match &held {
+            Some(held) if !events.is_empty() => complete_after = held.complete_after,
+            _ => {
+                let mut rows = self.timeline_rows(room, whole, Direction::Backward, TAIL_EVENTS).await?;
+                rows.reverse();
+                if let Some((order, _)) = rows.first()
+                    && rows.len() == TAIL_EVENTS
+                {
+                    complete_after = TimelineToken::before(*order).0;
+                }
+                events = self.placed(room, rows).await?;
             }
         }
-        if rows.is_empty() {
-            rows = self.timeline_rows(room, whole, Direction::Backward, TAIL_EVENTS).await?;
-            rows.reverse();
-            complete_after = match rows.first() {
-                Some((order, _)) if rows.len() == TAIL_EVENTS => TimelineToken::before(*order).0,
-                _ => TimelineOrder::START,
-            };
+        if events.len() > TAIL_EVENTS {
+            events.drain(..events.len() - TAIL_EVENTS);
+            complete_after = TimelineToken::before(events[0].order).0;
         }
-        if rows.len() > TAIL_EVENTS {
-            rows.drain(..rows.len() - TAIL_EVENTS);
-            complete_after = TimelineToken::before(rows[0].0).0;
-        }
-        let first = rows.first().map_or(TimelineOrder::START, |(order, _)| TimelineToken::before(*order).0);
+        let first = events.first().map_or(TimelineOrder::START, |first| TimelineToken::before(first.order).0);
         let gap = self.gap(room, Stretch { after: first, up_to: whole.up_to }).await?;
         if let Some(gap) = gap {
-            rows.retain(|(order, _)| *order >= gap);
+            events.retain(|placed| placed.order >= gap);
             complete_after = TimelineToken::before(gap).0;
         }
-        let events = self.placed(room, rows).await?;
         Ok(Some(Tail {
             upto,
             events,
@@ -147,6 +142,21 @@ impl Reader {
             joined: head.value.joined,
             invited: head.value.invited,
         }))
+    }
+
+    /// The events of a tail and those that came after it; nothing if that is too much, and everything is to be read.
+    /// Of what the tail holds only redactions change the form, and those stand in the timeline.
+    async fn go_on_from(&self, room: RoomSn, held: &Tail, whole: Stretch) -> Result<Vec<Placed>, StoreError> {
+        let since = Stretch { after: TimelineOrder::live(held.upto), up_to: whole.up_to };
+        let rows = self.timeline_rows(room, since, Direction::Forward, TAIL_EVENTS).await?;
+        if rows.len() == TAIL_EVENTS {
+            return Ok(Vec::new());
+        }
+        let new = self.placed(room, rows).await?;
+        if new.iter().any(|placed| *placed.event.client.kind == *"m.room.redaction") {
+            return Ok(Vec::new());
+        }
+        Ok(held.events.iter().cloned().chain(new).collect())
     }
 }
 

@@ -140,7 +140,12 @@ impl Reader {
         Ok(Seen { visible, membership })
     }
 
+    /// What a state says about a viewer's sight. Neither ever changes, so that it is looked up once for each user.
     async fn at_snapshot(&self, viewer: &Viewer, snapshot: SnapshotId) -> Result<AtEvent, StoreError> {
+        let key = (viewer.room, snapshot, viewer.member_key);
+        if let Some(at) = self.inner.sights.get(&key) {
+            return Ok(at);
+        }
         let mut at = AtEvent { visibility: HistoryVisibility::default(), membership: None };
         if let Some(key) = viewer.visibility_key
             && let Some(event) = self.lookup(viewer.room, snapshot, key).await?
@@ -152,6 +157,7 @@ impl Reader {
         {
             at.membership = self.deciding(viewer.room, event).await?.membership;
         }
+        self.inner.sights.insert(key, at);
         Ok(at)
     }
 
