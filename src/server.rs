@@ -292,6 +292,7 @@ where
     let connection = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
         () = shutdown.begun() => {
             connection.as_mut().graceful_shutdown();

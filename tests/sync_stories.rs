@@ -533,3 +533,27 @@ async fn tokens_hold_over_a_restart() {
     assert!(bob.is_refused(&future).await, "a token of the future is no token");
     world.close().await;
 }
+
+#[tokio::test]
+async fn a_declined_invite_shows_the_leave_also_behind_the_timeline() {
+    let world = World::new().await;
+    let (alice, bob) = (world.client("alice"), world.client("bob"));
+    let room = alice.creates_a_private_room().await;
+    alice.invites(&room, &bob).await;
+    let invited = bob.syncs(None, json!({})).await;
+    assert!(room_of(&invited, "invite", &room).is_object(), "{invited}");
+    bob.leaves(&room).await;
+
+    let before = bob.syncs(Some(&invited), json!({})).await;
+    let section = room_of(&before, "leave", &room);
+    assert_eq!(section["timeline"]["events"][0]["content"]["membership"], "leave", "{before}");
+    assert_eq!(section["state"], json!({"events": []}));
+
+    let after = |request: &mut hearth::sync::SyncRequest| request.state = hearth::sync::StateWanted::After;
+    let after = bob.syncs_with(Some(&invited), json!({}), after).await;
+    let section = room_of(&after, "leave", &room);
+    let state = &section["state_after"]["events"];
+    assert_eq!((&state[0]["content"]["membership"], &state[1]), (&json!("leave"), &Value::Null), "{after}");
+    assert_eq!(ids(state), ids(&section["timeline"]["events"]));
+    assert_eq!(section.get("state"), None);
+}

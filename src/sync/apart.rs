@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hearth_rooms::{
     Membership, RoomSn, TimelineOrder,
-    read::{RoomEvent, Shown, Stretch, TimelineToken},
+    read::{Bundles, RoomEvent, Shown, Stretch, TimelineToken},
 };
 use hearth_store::StoreError;
 use ruma::{RoomId, UserId};
@@ -148,28 +148,27 @@ impl ClientSync {
         let mut list = List::new(out);
         let entry = Entry { is_new: since.is_none(), after };
         self.push_timeline(round, &viewer, entry, &timeline, list.key("timeline")).await?;
-        if viewer.was_joined()
-            && let Some(last) = self.reader.snapshot_at(room, place.since).await?
-        {
-            let first = timeline.events.first();
-            let start = first.and_then(|shown| shown.event.snapshot_before).unwrap_or(last);
-            let bounds = StateBounds { held, start, end: last, joined: 0, invited: 0 };
-            let state = self.room_state(round, room, room_id, bounds, &timeline.events).await?;
-            let events = state.events.iter().map(|event| Written { event, membership: None });
-            let key = round.request.state.key();
-            round
-                .style()
-                .events(&self.reader, room, events, &hearth_rooms::read::Bundles::new(), list.key(key))
-                .await?;
-        } else {
-            // Clients take a left room without its state for a broken one. Behind the timeline, the state that they may
-            // see is their own leaving.
-            let is_after = round.request.state.is_after() && !viewer.was_joined();
-            let own = timeline.events.iter().filter(|_| is_after);
-            let events = own.map(|shown| Written { event: &shown.event, membership: None });
-            let (key, bundles) = (round.request.state.key(), hearth_rooms::read::Bundles::new());
-            round.style().events(&self.reader, room, events, &bundles, list.key(key)).await?;
-        }
+        let end = match viewer.was_joined() {
+            true => self.reader.snapshot_at(room, place.since).await?,
+            false => None,
+        };
+        let state: Vec<Arc<RoomEvent>> = match end {
+            Some(end) => {
+                let first = timeline.events.first();
+                let start = first.and_then(|shown| shown.event.snapshot_before).unwrap_or(end);
+                let bounds = StateBounds { held, start, end, joined: 0, invited: 0 };
+                self.room_state(round, room, room_id, bounds, &timeline.events).await?.events
+            }
+            // Behind the timeline, the state that who was never there may see is their own leaving.
+            None if round.request.state.is_after() && !viewer.was_joined() => {
+                timeline.events.iter().map(|shown| shown.event.clone()).collect()
+            }
+            None => Vec::new(),
+        };
+        // Written also where it is empty: clients take a left room without its state for a broken one.
+        let events = state.iter().map(|event| Written { event, membership: None });
+        let key = round.request.state.key();
+        round.style().events(&self.reader, room, events, &Bundles::new(), list.key(key)).await?;
         out.push(b'}');
         Ok(true)
     }

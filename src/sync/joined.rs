@@ -15,7 +15,7 @@ use super::{
     room_state::StateBounds,
     tracker::Place,
     unread::{Counted, Counts, Where},
-    write::{List, Written, push_content_event},
+    write::{List, Written, push_content_event, push_events},
 };
 
 /// How the client stands to a room.
@@ -243,25 +243,23 @@ impl ClientSync {
         entry: Entry,
         out: &mut Vec<u8>,
     ) -> Result<bool, StoreError> {
-        out.extend_from_slice(b"{\"events\":[");
-        let empty = out.len();
         let filter = &round.request.filter.room.ephemeral;
-        let mut list = List::new(out);
-        if filter.wants_room(room_id.as_str()) && filter.wants_type("m.receipt") {
+        let wants = |kind| filter.wants_room(room_id.as_str()) && filter.wants_type(kind);
+        let mut receipts = Vec::new();
+        if wants("m.receipt") {
             let since = round.since.filter(|_| !entry.is_new).map(|since| since.position);
             let user = &round.request.user;
-            let mut receipts = self.users.receipts_since(room_id, user, since, round.next.position).await?;
+            receipts = self.users.receipts_since(room_id, user, since, round.next.position).await?;
             receipts.retain(|receipt| !round.ignored.contains(&receipt.user_id));
+        }
+        Ok(push_events(out, |list| {
             if !receipts.is_empty() {
                 push_content_event(list.next(), "m.receipt", &receipt_content(&receipts).to_string());
             }
-        }
-        if filter.wants_room(room_id.as_str()) && filter.wants_type("m.typing") {
-            self.push_typing(round, room_id, entry, &mut list);
-        }
-        let is_news = out.len() > empty;
-        out.extend_from_slice(b"]}");
-        Ok(is_news)
+            if wants("m.typing") {
+                self.push_typing(round, room_id, entry, list);
+            }
+        }))
     }
 
     fn push_typing(&self, round: &Round<'_>, room_id: &RoomId, entry: Entry, list: &mut List<'_>) {
@@ -289,28 +287,23 @@ impl ClientSync {
         entry: Entry,
         out: &mut Vec<u8>,
     ) -> Result<bool, StoreError> {
-        out.extend_from_slice(b"{\"events\":[");
-        let empty = out.len();
         let filter = &round.request.filter.room.account_data;
-        if filter.wants_room(room_id.as_str()) && !filter.passes_none() {
-            let all;
-            let data = match entry.is_new && round.since.is_some() {
-                true => {
-                    all = self.users.room_account_data(&round.request.user, room_id).await?;
-                    Some(&all)
-                }
-                false => round.own.rooms.get(room_id),
-            };
-            let mut list = List::new(out);
+        let all;
+        let data = match filter.wants_room(room_id.as_str()) && !filter.passes_none() {
+            false => None,
+            true if entry.is_new && round.since.is_some() => {
+                all = self.users.room_account_data(&round.request.user, room_id).await?;
+                Some(&all)
+            }
+            true => round.own.rooms.get(room_id),
+        };
+        Ok(push_events(out, |list| {
             for (kind, content) in data.into_iter().flatten() {
                 if filter.wants_type(kind) {
                     push_content_event(list.next(), kind, content.get());
                 }
             }
-        }
-        let is_news = out.len() > empty;
-        out.extend_from_slice(b"]}");
-        Ok(is_news)
+        }))
     }
 
     async fn push_threads(

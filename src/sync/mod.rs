@@ -36,7 +36,7 @@ use self::{
     lazy::{LazyMembers, Sending},
     tracker::{Active, Place, Tracker},
     unread::Unread,
-    write::{List, Style, push_content_event},
+    write::{List, Style, push_content_event, push_events},
 };
 
 /// Bytes of JSON of the filters that are kept parsed.
@@ -138,14 +138,26 @@ impl ClientSync {
         &self.tracker
     }
 
+    /// The filter that a query string names, if it came before: clients send the same one with every poll.
+    pub fn known_filter(&self, in_query: &str) -> Option<Arc<FilterDefinition>> {
+        self.filters.get(in_query)
+    }
+
+    /// A filter given as JSON in a query string, parsed once.
+    pub fn filter_in_query(&self, in_query: &str, json: &str) -> Result<Arc<FilterDefinition>, FilterError> {
+        let filter = Arc::new(FilterDefinition::parse(json)?);
+        self.filters.insert(in_query.into(), filter.clone());
+        Ok(filter)
+    }
+
     /// A filter given as JSON, parsed once.
     pub fn parse_filter(&self, json: &str) -> Result<Arc<FilterDefinition>, FilterError> {
-        if let Some(filter) = self.filters.get(json) {
-            return Ok(filter);
+        // No value in a query string holds this sign: what is encoded and what is not stay apart.
+        let name = format!("&{json}");
+        match self.known_filter(&name) {
+            Some(filter) => Ok(filter),
+            None => self.filter_in_query(&name, json),
         }
-        let filter = Arc::new(FilterDefinition::parse(json)?);
-        self.filters.insert(json.into(), filter.clone());
-        Ok(filter)
     }
 
     /// The token of now: what a client that knows everything would sync from.
@@ -167,11 +179,16 @@ impl ClientSync {
             let mut wakening = active.wakening();
             let next = self.now().await;
             since = self.usable(since, next)?;
-            let answer = self.look(request, &active, since, next, &sent).await?;
-            let at_once = since.is_none() || request.full_state || Instant::now() >= deadline;
-            if answer.is_news || at_once {
+            let known = since.filter(|_| !request.full_state);
+            let may_be_new = known.is_none_or(|since| self.may_be_new(request, &active, since, next));
+            let news = match may_be_new {
+                // In a box, so that a poll that only waits is small.
+                true => Box::pin(self.look(request, &active, since, next, &sent)).await?,
+                false => None,
+            };
+            if news.is_some() || known.is_none() || Instant::now() >= deadline {
                 sent.answered(next);
-                return Ok(answer.json);
+                return Ok(news.unwrap_or_else(|| nothing_new(next)));
             }
             // Nothing up to here concerns this client: the next look begins behind it.
             since = Some(next);
@@ -179,10 +196,21 @@ impl ClientSync {
                 continue;
             }
             tokio::select! {
+                biased;
                 () = wakening.wait() => {}
                 () = tokio::time::sleep_until(deadline) => {}
             }
         }
+    }
+
+    /// Whether a look could find anything. Says so for nothing at times, and never the other way round: whatever a look
+    /// reads either moves the tracker's lists or has a counter in the token.
+    fn may_be_new(&self, request: &SyncRequest, active: &Active, since: SyncToken, next: SyncToken) -> bool {
+        since.boot != self.boot
+            || since.position < self.tracker.started_at()
+            || since.typing < next.typing
+            || (since.presence < next.presence && self.wants_presence(request))
+            || active.may_have_changed_after(since.position)
     }
 
     /// Checks a token against the store. One from before a backup was restored may name what is no longer there: the
@@ -195,6 +223,7 @@ impl ClientSync {
         if since.epoch < next.epoch { Ok(None) } else { Err(SyncError::FutureToken) }
     }
 
+    /// What is new, as an answer; `None` if nothing is.
     async fn look(
         &self,
         request: &SyncRequest,
@@ -202,7 +231,7 @@ impl ClientSync {
         since: Option<SyncToken>,
         next: SyncToken,
         sent: &Sending,
-    ) -> Result<Answer, StoreError> {
+    ) -> Result<Option<Vec<u8>>, StoreError> {
         let user = &request.user;
         let own =
             self.users.account_data_changes(user, since.map(|since| since.position), next.position).await?;
@@ -228,12 +257,12 @@ impl ClientSync {
         }
         is_news |= push_account_data(&round, &mut list);
         is_news |= self.push_presence(&round, &mut list).await?;
-        // Encryption comes with its own chapter; clients count on these fields being there.
-        list.key("device_one_time_keys_count").extend_from_slice(b"{}");
-        list.key("device_unused_fallback_key_types").extend_from_slice(b"[]");
-        hearth_rooms::read::push_str(list.key("next_batch"), &next.to_string());
+        if !is_news {
+            return Ok(None);
+        }
+        push_end(&mut list, next);
         json.push(b'}');
-        Ok(Answer { json, is_news })
+        Ok(Some(json))
     }
 
     /// The rooms in which something is new, by how the user stands to them.
@@ -323,13 +352,17 @@ impl ClientSync {
         Ok(rooms)
     }
 
+    fn wants_presence(&self, request: &SyncRequest) -> bool {
+        let filter = &request.filter.presence;
+        self.users.presence().enabled() && !filter.passes_none() && filter.wants_type("m.presence")
+    }
+
     /// Writes the presence of those who share a room with the user; whether any changed.
     async fn push_presence(&self, round: &Round<'_>, list: &mut List<'_>) -> Result<bool, StoreError> {
-        let presence = self.users.presence();
-        let filter = &round.request.filter.presence;
-        if !presence.enabled() || filter.passes_none() || !filter.wants_type("m.presence") {
+        if !self.wants_presence(round.request) {
             return Ok(false);
         }
+        let (presence, filter) = (self.users.presence(), &round.request.filter.presence);
         let seen = round.since.filter(|since| since.boot == self.boot).map_or(0, |since| since.presence);
         let (changed, _) =
             presence.changes_since(seen, MAX_PRESENCE, |user| filter.wants_sender(user.as_str()));
@@ -419,9 +452,19 @@ async fn follow_volatile(sync: Weak<Inner>, mut changes: broadcast::Receiver<Vol
     }
 }
 
-struct Answer {
-    json: Vec<u8>,
-    is_news: bool,
+/// An answer that has nothing to tell.
+fn nothing_new(next: SyncToken) -> Vec<u8> {
+    let mut json = vec![b'{'];
+    push_end(&mut List::new(&mut json), next);
+    json.push(b'}');
+    json
+}
+
+/// What every answer ends with. Encryption comes with its own chapter; clients count on its fields being there.
+fn push_end(list: &mut List<'_>, next: SyncToken) {
+    list.key("device_one_time_keys_count").extend_from_slice(b"{}");
+    list.key("device_unused_fallback_key_types").extend_from_slice(b"[]");
+    hearth_rooms::read::push_str(list.key("next_batch"), &next.to_string());
 }
 
 fn push_account_data(round: &Round<'_>, list: &mut List<'_>) -> bool {
@@ -430,12 +473,9 @@ fn push_account_data(round: &Round<'_>, list: &mut List<'_>) -> bool {
     if wanted.is_empty() {
         return false;
     }
-    let out = list.key("account_data");
-    out.extend_from_slice(b"{\"events\":[");
-    let mut events = List::new(out);
-    for (kind, content) in wanted {
-        push_content_event(events.next(), kind, content.get());
-    }
-    out.extend_from_slice(b"]}");
-    true
+    push_events(list.key("account_data"), |events| {
+        for (kind, content) in wanted {
+            push_content_event(events.next(), kind, content.get());
+        }
+    })
 }

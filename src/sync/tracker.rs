@@ -131,6 +131,10 @@ impl Tracker {
     /// Everything up to the answer is in the users' lists, and on the disk. At least what was durable when asked.
     pub async fn caught_up(&self) -> StreamPosition {
         let durable = self.inner.store.watermark();
+        let followed = *self.inner.progress.borrow();
+        if followed >= durable {
+            return followed;
+        }
         let mut progress = self.inner.progress.subscribe();
         match progress.wait_for(|upto| *upto >= durable).await {
             Ok(upto) => *upto,
@@ -474,9 +478,10 @@ impl Active {
         self.view.lock().rooms.get(&room).copied()
     }
 
-    /// Whether something of the user's own may have changed after `since`.
-    pub fn own_changed_after(&self, since: StreamPosition) -> bool {
-        self.view.lock().own > since
+    /// Whether anything of the user's, or of a room of theirs, may have changed after `since`.
+    pub fn may_have_changed_after(&self, since: StreamPosition) -> bool {
+        let view = self.view.lock();
+        view.own > since || view.recent.last().is_some_and(|(position, _)| *position > since)
     }
 
     /// Whether the tracker has forgotten this user and is to be asked again.

@@ -100,6 +100,16 @@ impl<'a> List<'a> {
     }
 }
 
+/// Writes `{"events":[…]}`; whether there was any.
+pub fn push_events(out: &mut Vec<u8>, write: impl FnOnce(&mut List<'_>)) -> bool {
+    out.extend_from_slice(b"{\"events\":[");
+    let empty = out.len();
+    write(&mut List::new(out));
+    let any = out.len() > empty;
+    out.extend_from_slice(b"]}");
+    any
+}
+
 /// Writes `{"type":…,"content":…}`.
 pub fn push_content_event(out: &mut Vec<u8>, kind: &str, content: &str) {
     out.extend_from_slice(b"{\"type\":");
