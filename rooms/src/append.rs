@@ -14,6 +14,7 @@ use crate::content::{self, ContentFacts, MemberContent};
 use crate::errors::WriteError;
 use crate::event_row::{EventHeader, EventRow, MAX_INLINE_BODY, Relation, SentBy};
 use crate::events::StoredEvent;
+use crate::forks::DUMMY_EVENT;
 use crate::head::kind_of;
 use crate::ids::{EventKey, EventSn, SnapshotId, StateKeySn, TimelineOrder, user_topic};
 use crate::kind::Kind;
@@ -210,6 +211,7 @@ impl Turn {
         if stored.header.kind == "m.room.redaction" {
             self.apply_redaction(&stored).await?;
         }
+        self.settle_residency().await?;
         Ok(Appended { sn: stored.sn, event_id, slot })
     }
 
@@ -274,8 +276,18 @@ impl Turn {
             pdu: new.pdu,
         });
         self.add_made(stored.clone());
+        if !new.live {
+            // Its number ends the run of its minute.
+            self.change_head().row.minute = 0;
+        }
+        if new.partial {
+            let number = self.change_head().row.next_queued;
+            self.change_head().row.next_queued += 1;
+            self.commit.put(&PARTIAL_EVENTS, &(room.sn, number), &sn);
+        }
         if new.known.is_some() {
-            self.rooms.events().forget(room.sn, sn);
+            // Readers that remember it as it was see by this row that it changed.
+            self.put_status(sn, EventStatusRow { status: Some(new.status), ..EventStatusRow::default() });
         } else if stored.header.state_key.is_some() {
             self.index_auth(&stored).await?;
         }
@@ -283,7 +295,13 @@ impl Turn {
             let what = if new.is_ours { StreamWhat::Local } else { StreamWhat::Remote };
             let row = StreamRow { room: room.sn, event: sn, what, also_to: new.also_to };
             self.commit.put(&STREAM, &slot, &row);
-            self.index_live(&stored, slot, sender_key, &facts, new.mentions_room_allowed).await?;
+            if new.known.is_some() {
+                // Its number is from another time: it makes a run of its own.
+                self.change_head().row.minute = 0;
+            }
+            if stored.header.kind != DUMMY_EVENT {
+                self.index_live(&stored, slot, sender_key, &facts, new.mentions_room_allowed).await?;
+            }
         }
         Ok((stored, slot))
     }
@@ -298,12 +316,25 @@ impl Turn {
         mentions_room_allowed: bool,
     ) -> Result<(), WriteError> {
         let room = self.head.room.sn;
-        let order = TimelineOrder::live(slot);
         let minute = (stored.header.origin_server_ts / 60_000) as u32;
         if minute != self.head.row.minute {
             self.change_head().row.minute = minute;
             self.commit.put(&MINUTES, &(room, minute, stored.sn), &());
         }
+        let order = TimelineOrder::live(slot);
+        self.index_at(stored, order, sender_key, facts, mentions_room_allowed).await
+    }
+
+    /// The rows of an event at its place in the timeline.
+    pub(crate) async fn index_at(
+        &mut self,
+        stored: &StoredEvent,
+        order: TimelineOrder,
+        sender_key: StateKeySn,
+        facts: &ContentFacts,
+        mentions_room_allowed: bool,
+    ) -> Result<(), WriteError> {
+        let room = self.head.room.sn;
         let thread = match &stored.header.relation {
             Some(Relation { rel_type: RelType::Thread, target }) => *target,
             Some(Relation { target: Some(target), .. }) => self.thread_of(*target).await?,
@@ -328,7 +359,7 @@ impl Turn {
     }
 
     /// A state event takes its place in the head's state.
-    async fn set_state_event(
+    pub(crate) async fn set_state_event(
         &mut self,
         key: StateKeySn,
         stored: &Arc<StoredEvent>,
@@ -364,17 +395,14 @@ impl Turn {
         let Some(user) = stored.pdu.state_key().and_then(|user| <&UserId>::try_from(user).ok()) else {
             return Ok(());
         };
-        let content = MemberContent::of(&stored.pdu);
         let membership = Membership::of(&stored.pdu).unwrap_or(Membership::Leave);
         self.count(before, membership);
-        let member = MemberRow {
-            membership,
-            event: stored.sn,
-            key,
-            display_name: content.displayname,
-            avatar_url: content.avatar_url,
+        let (was, is) = (before == Some(Membership::Join), membership == Membership::Join);
+        self.joins_changed |= match self.rooms.is_local(user) {
+            true => was && !is,
+            false => is && !was && self.head.row.joined == 1,
         };
-        self.put(&MEMBERS, &(room, user.to_string()), Positioned { position: slot, value: member });
+        let content = self.put_member(user, key, stored, slot);
         let row = MembershipRow {
             membership,
             event: Some(stored.sn),
@@ -392,6 +420,27 @@ impl Turn {
         Ok(())
     }
 
+    /// The row of a member. Gives what its content says.
+    pub(crate) fn put_member(
+        &mut self,
+        user: &UserId,
+        key: StateKeySn,
+        stored: &StoredEvent,
+        slot: StreamPosition,
+    ) -> MemberContent {
+        let content = MemberContent::of(&stored.pdu);
+        let member = MemberRow {
+            membership: Membership::of(&stored.pdu).unwrap_or(Membership::Leave),
+            event: stored.sn,
+            key,
+            display_name: content.displayname.clone(),
+            avatar_url: content.avatar_url.clone(),
+        };
+        let key = (self.head.room.sn, user.to_string());
+        self.put(&MEMBERS, &key, Positioned { position: slot, value: member });
+        content
+    }
+
     /// A membership is gone from the state, as if it had never been.
     pub(crate) async fn unset_member(
         &mut self,
@@ -406,6 +455,7 @@ impl Turn {
             return Ok(());
         };
         self.count(before, Membership::Leave);
+        self.joins_changed |= before == Some(Membership::Join) && self.rooms.is_local(&user);
         self.delete(&MEMBERS, &(room, user.to_string()));
         let row = MembershipRow {
             membership: Membership::Leave,

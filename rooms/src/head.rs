@@ -98,8 +98,9 @@ impl Head {
         Ok(Some(Head { row, version: Some(version), extremities, ..Head::new(room) }))
     }
 
+    /// Whether we take part: we decide, also on a state that we do not fully hold yet.
     pub(crate) fn is_resident(&self) -> bool {
-        self.row.residency == Residency::Resident
+        matches!(self.row.residency, Residency::Resident | Residency::Partial)
     }
 
     /// The version to write next.

@@ -14,9 +14,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::errors::WriteError;
-use crate::events::RoomInfo;
+use crate::events::{Events, RoomInfo};
 use crate::head::Head;
-use crate::ids::RoomSn;
+use crate::ids::{EventSn, RoomSn};
 use crate::rooms::Rooms;
 use crate::turn::Turn;
 use crate::view::Overlay;
@@ -29,6 +29,8 @@ const TRIES: usize = 8;
 pub(crate) struct Lane {
     head: tokio::sync::Mutex<Option<Head>>,
     submitted: AtomicU64,
+    /// The last submitted commit whose rows may be looked for by range, see [`Waits`].
+    ranged: AtomicU64,
     done: watch::Sender<u64>,
     /// A commit was refused: the head in memory is not what the store has.
     broken: AtomicBool,
@@ -40,6 +42,7 @@ impl Lane {
         Arc::new(Lane {
             head: tokio::sync::Mutex::new(head),
             submitted: AtomicU64::new(0),
+            ranged: AtomicU64::new(0),
             done: watch::Sender::new(0),
             broken: AtomicBool::new(false),
             used: AtomicBool::new(true),
@@ -48,7 +51,10 @@ impl Lane {
 
     /// Waits until all that was submitted is durable or refused.
     pub(crate) async fn settled(&self) {
-        let goal = self.submitted.load(Ordering::SeqCst);
+        self.reached(self.submitted.load(Ordering::SeqCst)).await;
+    }
+
+    async fn reached(&self, goal: u64) {
         // The sender lives as long as this lane.
         let _ = self.done.subscribe().wait_for(|done| *done >= goal).await;
     }
@@ -107,6 +113,21 @@ pub(crate) trait Act: Sync {
     fn anywhere(&self) -> bool {
         false
     }
+
+    /// What of the room has to be in the store before it decides.
+    fn waits(&self) -> Waits {
+        Waits::Never
+    }
+}
+
+/// Rows are looked up by key also while they are on their way; a range shows only what is in the store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waits {
+    Never,
+    /// It looks by range for rows that only others who do so write.
+    ForItsKind,
+    /// It looks by range for rows that everybody writes.
+    ForAll,
 }
 
 /// A decision that is durable.
@@ -144,6 +165,16 @@ impl Rooms {
                 *held = Some(head);
                 return Err(WriteError::NotResident.into());
             }
+            if act.waits() != Waits::Never {
+                let goal = match act.waits() {
+                    Waits::ForAll => &lane.submitted,
+                    Waits::ForItsKind | Waits::Never => &lane.ranged,
+                };
+                lane.reached(goal.load(Ordering::SeqCst)).await;
+                if lane.broken.load(Ordering::SeqCst) {
+                    continue;
+                }
+            }
             let mut turn = Turn::new(self.clone(), head);
             let output = match act.decide(&mut turn).await {
                 Ok(output) => output,
@@ -172,6 +203,9 @@ impl Rooms {
                 return Ok(Done { output, committed: None });
             }
             let (head, settling) = self.submit(turn, also.clone(), &lane);
+            if act.waits() != Waits::Never {
+                lane.ranged.store(lane.submitted.load(Ordering::SeqCst), Ordering::SeqCst);
+            }
             *held = Some(head);
             drop(held);
             match settling.await_done().await {
@@ -196,15 +230,18 @@ impl Rooms {
     }
 
     fn submit(&self, turn: Turn, also: Commit, lane: &Arc<Lane>) -> (Head, Settling) {
+        let changed = turn.changed_events();
         let (head, mut commit, rows) = turn.finish();
         if !also.is_empty() {
             commit.merge(also);
         }
         let sequence = self.next_sequence();
         let keys = self.overlay().insert(sequence, rows);
+        let stale = Stale { events: self.events().clone(), room: head.room.sn, changed };
+        stale.forget();
         lane.submitted.fetch_add(1, Ordering::SeqCst);
         let pending = self.store().submit(commit);
-        let after = After { lane: lane.clone(), overlay: self.overlay().clone(), sequence, keys };
+        let after = After { lane: lane.clone(), overlay: self.overlay().clone(), sequence, keys, stale };
         (head, Settling(Some((pending, after))))
     }
 
@@ -220,6 +257,23 @@ struct After {
     overlay: Overlay,
     sequence: u64,
     keys: Vec<Vec<u8>>,
+    stale: Stale,
+}
+
+/// Events of which a commit changes what is known. Whoever reads one while that is decided remembers it as it was:
+/// it is forgotten when the change can be read, and again when it is in the store or refused.
+struct Stale {
+    events: Events,
+    room: RoomSn,
+    changed: Vec<EventSn>,
+}
+
+impl Stale {
+    fn forget(&self) {
+        for event in &self.changed {
+            self.events.forget(self.room, *event);
+        }
+    }
 }
 
 impl After {
@@ -228,6 +282,7 @@ impl After {
             self.lane.broken.store(true, Ordering::SeqCst);
         }
         self.overlay.remove(self.sequence, &self.keys);
+        self.stale.forget();
         self.lane.done.send_modify(|done| *done += 1);
     }
 }

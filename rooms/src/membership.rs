@@ -118,6 +118,9 @@ pub enum MembershipError {
     NotInRoom(OwnedUserId),
     #[error("the user is still in the room")]
     StillJoined,
+    /// The room itself decides who is in it.
+    #[error("this server is in the room")]
+    InRoom,
     #[error("the user never had to do with this room")]
     NeverThere,
 }
@@ -182,22 +185,6 @@ impl Rooms {
             event_id,
             position: committed.map(|committed| committed.resolve(slot)),
         }))
-    }
-
-    /// Ends an invite, a knock or a membership in a room that nobody answers for: only this user sees it.
-    pub async fn leave_out_of_band(&self, user: &UserId, room: &ruma::RoomId) -> Result<(), MembershipError> {
-        let room = self.room(room).await?.ok_or(MembershipError::NeverThere)?;
-        self.change_row(user, room.sn, |row| match row.membership {
-            Membership::Leave | Membership::Ban => Ok(None),
-            _ => Ok(Some(MembershipRow {
-                membership: Membership::Leave,
-                event: None,
-                sender: user.to_owned(),
-                before: Some(row.membership),
-                ..row
-            })),
-        })
-        .await
     }
 
     /// The user does not want to see the room any more.

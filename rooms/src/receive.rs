@@ -2,28 +2,31 @@
 //! * The specification's checks in their order, each giving the next one its type: nothing is skipped.
 //! * One commit per event; nothing is visible to readers before it.
 //! * A rejected event is stored, to be known again, and is never a forward extremity; nor is a soft-failed one.
-//! * Rooms do not fetch: what is missing is said, and the caller comes again.
+//! * Rooms do not fetch: what is missing is said, and the caller comes again. Where it cannot be had, the caller brings
+//!   the state before the event instead, and a gap stays in the timeline.
 
-use hearth_dag::{Pdu, Rejection, VerifiedPdu, check, check_auth_events};
+use hearth_dag::{Pdu, Rejection, VerifiedPdu};
 use hearth_store::{Commit, StreamPosition};
-use ruma::events::StateEventType;
-use ruma::{EventId, OwnedEventId};
-use std::collections::HashMap;
+use parking_lot::Mutex;
+use ruma::OwnedEventId;
 use std::sync::Arc;
 
 use crate::append::NewEvent;
+use crate::content;
 use crate::errors::WriteError;
-use crate::events::{RoomInfo, StoredEvent};
-use crate::head::kind_of;
-use crate::ids::{EventSn, SnapshotId};
-use crate::kind::Kind;
-use crate::lane::{Act, Done};
+use crate::events::StoredEvent;
+use crate::ids::{EventSn, SnapshotId, TimelineOrder};
+use crate::import::Members;
+use crate::lane::{Act, Done, Waits};
 use crate::rooms::Rooms;
+use crate::snapshot::StateChange;
 use crate::tables::*;
 use crate::turn::Turn;
 
 /// Forward extremities that a head keeps. The oldest are dropped: their events stay in the timeline.
 const EXTREMITIES_MAX: usize = 100;
+/// How often members are written first because a state differs in more than a commit holds.
+const MEMBERS_FIRST_MAX: usize = 8;
 
 /// What became of an event that a peer handed us.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,23 +46,28 @@ pub enum Received {
 impl Rooms {
     /// Takes an event into its room. One that is here already is answered as it was the first time.
     pub async fn receive(&self, pdu: &VerifiedPdu) -> Result<Received, WriteError> {
-        self.take_in(pdu, false).await
+        self.take_in(&Receive::of(pdu), &Commit::new()).await
     }
 
     /// Keeps an event beside its room: one that others name as an auth event, or as a part of their state.
     pub async fn receive_outlier(&self, pdu: &VerifiedPdu) -> Result<Received, WriteError> {
-        self.take_in(pdu, true).await
+        self.take_in(&Receive { as_outlier: true, ..Receive::of(pdu) }, &Commit::new()).await
     }
 
-    async fn take_in(&self, pdu: &VerifiedPdu, as_outlier: bool) -> Result<Received, WriteError> {
+    /// Takes an event in whose prev events cannot be had. `state_before` is the state before it as a peer told it; all
+    /// its events are held, as outliers at least, or they are named as missing. Of prev events that are here the state
+    /// counts too. A gap stays before the event.
+    pub async fn receive_with_state(
+        &self,
+        pdu: &VerifiedPdu,
+        state_before: &[OwnedEventId],
+    ) -> Result<Received, WriteError> {
         let room = self.room(pdu.pdu().room_id()).await?.ok_or(WriteError::UnknownRoom)?;
-        let receive = Receive {
-            pdu: pdu.pdu().clone(),
-            hash_failed: pdu.is_redacted(),
-            as_outlier,
-            ours_to_send: false,
+        let told = match self.hold_state(&room, state_before, Members::Told).await? {
+            Ok(told) => Some(told.snapshot),
+            Err(missing) => return Ok(Received::Missing { prev: Vec::new(), auth: missing }),
         };
-        self.take(&room, &receive, &Commit::new()).await
+        self.take_in(&Receive { told, ..Receive::of(pdu) }, &Commit::new()).await
     }
 
     /// Takes an event in that is ours to send to the room's other servers: one that a peer submitted through us, or
@@ -69,81 +77,100 @@ impl Rooms {
         pdu: &VerifiedPdu,
         also: &Commit,
     ) -> Result<Received, WriteError> {
-        let room = self.room(pdu.pdu().room_id()).await?.ok_or(WriteError::UnknownRoom)?;
-        let receive = Receive {
+        self.take_in(&Receive { ours_to_send: true, ..Receive::of(pdu) }, also).await
+    }
+
+    pub(crate) async fn take_in(&self, receive: &Receive, also: &Commit) -> Result<Received, WriteError> {
+        let room = self.room(receive.pdu.room_id()).await?.ok_or(WriteError::UnknownRoom)?;
+        for _ in 0..MEMBERS_FIRST_MAX {
+            let done = self.decide(&room, receive, also).await;
+            let members = std::mem::take(&mut *receive.members_first.lock());
+            match done {
+                Err(WriteError::Busy) if !members.is_empty() => {
+                    self.write_members(&room, &members, false).await?;
+                }
+                done => {
+                    let Done { output, committed } = done?;
+                    return Ok(match (output, committed) {
+                        (Received::Accepted(slot), Some(committed)) => {
+                            Received::Accepted(committed.resolve(slot))
+                        }
+                        (output, _) => output,
+                    });
+                }
+            }
+        }
+        Err(WriteError::Busy)
+    }
+}
+
+/// An event on its way into a room.
+pub(crate) struct Receive {
+    pub(crate) pdu: Pdu,
+    pub(crate) hash_failed: bool,
+    pub(crate) as_outlier: bool,
+    /// It goes on from here to the room's other servers.
+    pub(crate) ours_to_send: bool,
+    /// The state before it as a peer told it, where prev events are missing.
+    pub(crate) told: Option<SnapshotId>,
+    /// What has to be written before this event changes the state.
+    pub(crate) members_first: Mutex<Vec<StateChange>>,
+}
+
+impl Receive {
+    pub(crate) fn of(pdu: &VerifiedPdu) -> Self {
+        Receive {
             pdu: pdu.pdu().clone(),
             hash_failed: pdu.is_redacted(),
             as_outlier: false,
-            ours_to_send: true,
-        };
-        self.take(&room, &receive, also).await
-    }
-
-    async fn take(
-        &self,
-        room: &Arc<RoomInfo>,
-        receive: &Receive,
-        also: &Commit,
-    ) -> Result<Received, WriteError> {
-        let Done { output, committed } = self.decide(room, receive, also).await?;
-        Ok(match (output, committed) {
-            (Received::Accepted(slot), Some(committed)) if slot.is_slot() => {
-                Received::Accepted(committed.resolve(slot))
-            }
-            (output, _) => output,
-        })
+            ours_to_send: false,
+            told: None,
+            members_first: Mutex::default(),
+        }
     }
 }
 
-struct Receive {
-    pdu: Pdu,
-    hash_failed: bool,
-    as_outlier: bool,
-    /// It goes on from here to the room's other servers.
-    ours_to_send: bool,
-}
-
-/// All events that it refers to are here.
+/// All events that it refers to are here, or a peer told the state before it.
 struct Connected {
     prev: Vec<Arc<StoredEvent>>,
+    missing_prev: Vec<OwnedEventId>,
     auth: Vec<Arc<StoredEvent>>,
 }
 
-/// Allowed by its own auth events.
-struct Authorised {
-    prev: Vec<Arc<StoredEvent>>,
-    auth: Vec<EventSn>,
+/// The state before it is known.
+struct Placed {
+    prev: Vec<EventSn>,
+    missing_prev: Vec<OwnedEventId>,
+    auth: Vec<Arc<StoredEvent>>,
+    before: Option<SnapshotId>,
 }
 
-/// Allowed by the state before it.
+/// Allowed by its auth events, and by the state before it.
 struct Allowed {
-    prev: Vec<EventSn>,
-    auth: Vec<EventSn>,
+    placed: Placed,
     before: SnapshotId,
 }
 
 /// What a check says: go on, or what becomes of the event.
 enum Checked<T> {
     Ok(T),
-    Refused(Rejection, Refused),
-}
-
-/// What is known of an event that was refused.
-struct Refused {
-    prev: Vec<EventSn>,
-    auth: Vec<EventSn>,
-    before: Option<SnapshotId>,
+    Refused(Rejection, Placed),
 }
 
 impl Act for Receive {
     type Output = Received;
     type Error = WriteError;
 
+    fn anywhere(&self) -> bool {
+        self.as_outlier
+    }
+
+    fn waits(&self) -> Waits {
+        Waits::ForItsKind
+    }
+
     async fn decide(&self, turn: &mut Turn) -> Result<Received, WriteError> {
-        let held = match turn.event_number(self.pdu.event_id()).await? {
-            Some(number) => Some(turn.event(number).await?),
-            None => None,
-        };
+        let held = turn.held(self.pdu.event_id()).await?;
         if let Some(held) = &held {
             self.take_good_copy(turn, held).await?;
             match held.status() {
@@ -151,6 +178,8 @@ impl Act for Receive {
                 Status::Outlier => return Ok(Received::Outlier),
                 Status::Accepted => return Ok(Received::Accepted(held.position)),
                 Status::SoftFailed => return Ok(Received::SoftFailed(None)),
+                // Refused beside the room: the state before it is still to be found, for what follows it.
+                Status::Rejected if !self.as_outlier && held.snapshot_before().is_none() => {}
                 Status::Rejected => return Ok(Received::Rejected(None)),
             }
         }
@@ -159,13 +188,26 @@ impl Act for Receive {
             Ok(connected) => connected,
             Err(missing) => return Ok(missing),
         };
+        if self.as_outlier {
+            return self.keep_outlier(turn, connected).await;
+        }
+        let done = self.go_on(turn, known, connected).await;
+        *self.members_first.lock() = std::mem::take(&mut turn.members_first);
+        done
+    }
+}
+
+impl Receive {
+    async fn go_on(
+        &self,
+        turn: &mut Turn,
+        known: Option<EventSn>,
+        connected: Connected,
+    ) -> Result<Received, WriteError> {
         let authorised = match self.authorise(turn, connected).await? {
             Checked::Ok(authorised) => authorised,
             Checked::Refused(why, refused) => return self.reject(turn, known, why, refused).await,
         };
-        if self.as_outlier {
-            return self.keep_outlier(turn, authorised).await;
-        }
         let allowed = match self.allow(turn, authorised).await? {
             Checked::Ok(allowed) => allowed,
             Checked::Refused(why, refused) => return self.reject(turn, known, why, refused).await,
@@ -173,114 +215,55 @@ impl Act for Receive {
         // Otherwise, passes authorization rules based on the current state of the room, otherwise it is soft failed.
         let current = turn.head.row.snapshot;
         if current != allowed.before
-            && let Err(why) = self.check_at(turn, current).await?
+            && let Err(why) = turn.judge_at(&self.pdu, current, &allowed.placed.auth).await?
         {
             return self.soft_fail(turn, known, why, allowed).await;
         }
         self.accept(turn, known, allowed).await
     }
-}
 
-impl Receive {
     /// Finds all that the event refers to, or says what is missing.
     async fn connect(&self, turn: &mut Turn) -> Result<Result<Connected, Received>, WriteError> {
-        let (mut prev, mut missing_prev) = (Vec::new(), Vec::new());
-        if !self.as_outlier {
-            for event in self.pdu.prev_events() {
-                match held(turn, event).await? {
-                    // An outlier's place is not known: what is before it has to come first.
-                    Some(event) if event.status() != Status::Outlier => prev.push(event),
-                    _ => missing_prev.push(event.clone()),
-                }
+        let (prev, missing_prev) = match self.as_outlier {
+            true => (Vec::new(), Vec::new()),
+            false => {
+                let prev = turn.prev_events(&self.pdu).await?;
+                (prev.held, prev.missing)
+            }
+        };
+        let auth = turn.auth_events(&self.pdu).await?;
+        let is_placed = missing_prev.is_empty() || self.told.is_some();
+        match auth {
+            Ok(auth) if is_placed => Ok(Ok(Connected { prev, missing_prev, auth })),
+            auth => {
+                let prev = if is_placed { Vec::new() } else { missing_prev };
+                Ok(Err(Received::Missing { prev, auth: auth.err().unwrap_or_default() }))
             }
         }
-        let (mut auth, mut missing_auth) = (Vec::new(), Vec::new());
-        for event in self.pdu.auth_events() {
-            match held(turn, event).await? {
-                Some(event) => auth.push(event),
-                None => missing_auth.push(event.clone()),
-            }
-        }
-        if missing_prev.is_empty() && missing_auth.is_empty() {
-            return Ok(Ok(Connected { prev, auth }));
-        }
-        Ok(Err(Received::Missing { prev: missing_prev, auth: missing_auth }))
     }
 
     /// Passes authorization rules based on the event's auth events, otherwise it is rejected.
-    async fn authorise(
-        &self,
-        turn: &mut Turn,
-        connected: Connected,
-    ) -> Result<Checked<Authorised>, WriteError> {
-        let room = turn.room();
-        let create = turn.state(&Kind::new("m.room.create"), "").await?;
-        let Connected { prev, auth } = connected;
-        let fetch = |event_id: &EventId| {
-            let found = auth.iter().chain(&create).find(|event| event.header.event_id == event_id)?;
-            Some((found.pdu.clone(), found.status() == Status::Rejected))
-        };
-        let numbers: Vec<EventSn> = auth.iter().map(|event| event.sn).collect();
-        let verdict = check_auth_events(room.rules, &self.pdu, fetch).and_then(|()| {
-            check(room.rules, &self.pdu, |kind: &StateEventType, state_key: &str| {
-                if *kind == StateEventType::RoomCreate && room.rules.room_id_is_create_event {
-                    return create.as_ref().map(|create| create.pdu.clone());
-                }
-                let of_key = |event: &&Arc<StoredEvent>| {
-                    event.pdu.state_key() == Some(state_key) && event.header.kind == kind_of(kind)
-                };
-                auth.iter().find(of_key).map(|event| event.pdu.clone())
-            })
-        });
+    async fn authorise(&self, turn: &mut Turn, connected: Connected) -> Result<Checked<Placed>, WriteError> {
+        let Connected { prev, missing_prev, auth } = connected;
+        let verdict = turn.judge_by_auth_events(&self.pdu, &auth).await?;
+        // Also of a refused event: it is the state before what follows it.
+        let told = self.told.filter(|_| !missing_prev.is_empty());
+        let before = turn.state_before(&prev, told).await?;
+        let prev = prev.iter().map(|event| event.sn).collect();
+        let placed = Placed { prev, missing_prev, auth, before: Some(before) };
         Ok(match verdict {
-            Ok(()) => Checked::Ok(Authorised { prev, auth: numbers }),
-            Err(why) => {
-                let prev = prev.iter().map(|event| event.sn).collect();
-                Checked::Refused(why, Refused { prev, auth: numbers, before: None })
-            }
+            Ok(()) => Checked::Ok(placed),
+            Err(why) => Checked::Refused(why, placed),
         })
     }
 
     /// Passes authorization rules based on the state before the event, otherwise it is rejected.
-    async fn allow(&self, turn: &mut Turn, authorised: Authorised) -> Result<Checked<Allowed>, WriteError> {
-        let Authorised { prev, auth } = authorised;
-        let mut forks = Vec::with_capacity(prev.len());
-        for event in &prev {
-            forks.push(turn.state_after(event).await?);
-        }
-        let before = turn.resolve(forks).await?;
-        let prev = prev.iter().map(|event| event.sn).collect();
-        Ok(match self.check_at(turn, before).await? {
-            Ok(()) => Checked::Ok(Allowed { prev, auth, before }),
-            Err(why) => Checked::Refused(why, Refused { prev, auth, before: Some(before) }),
+    async fn allow(&self, turn: &mut Turn, placed: Placed) -> Result<Checked<Allowed>, WriteError> {
+        let before = placed.before.unwrap_or(SnapshotId::EMPTY);
+        Ok(match turn.judge_at(&self.pdu, before, &placed.auth).await? {
+            Ok(()) => Checked::Ok(Allowed { placed, before }),
+            Err(why) => Checked::Refused(why, placed),
         })
-    }
-
-    /// Checks the event against a state of the room.
-    async fn check_at(
-        &self,
-        turn: &mut Turn,
-        snapshot: SnapshotId,
-    ) -> Result<Result<(), Rejection>, WriteError> {
-        let room = turn.room();
-        let pdu = &self.pdu;
-        let keys =
-            hearth_dag::auth_keys(room.rules, pdu.kind(), pdu.sender(), pdu.state_key(), pdu.content_json());
-        let mut keys = match keys {
-            Ok(keys) => keys,
-            Err(why) => return Ok(Err(why)),
-        };
-        keys.push((StateEventType::RoomCreate, String::new()));
-        let mut state: HashMap<(StateEventType, String), Pdu> = HashMap::new();
-        for key in keys {
-            let Some(number) = turn.key_number(&(kind_of(&key.0), key.1.clone())).await? else { continue };
-            if let Some(event) = turn.snapshots.lookup(snapshot, number).await? {
-                state.insert(key, turn.event(event).await?.pdu.clone());
-            }
-        }
-        Ok(check(room.rules, pdu, |kind: &StateEventType, state_key: &str| {
-            state.get(&(kind.clone(), state_key.to_owned())).cloned()
-        }))
     }
 
     async fn accept(
@@ -289,34 +272,31 @@ impl Receive {
         known: Option<EventSn>,
         allowed: Allowed,
     ) -> Result<Received, WriteError> {
-        let Allowed { prev, auth, before } = allowed;
+        let Allowed { placed, before } = allowed;
+        let (prev, missing) = (placed.prev.clone(), placed.missing_prev.clone());
+        let replaces = turn.replaced_by(&self.pdu, before).await?;
+        let mentions_room_allowed = turn.may_mention_room(&self.pdu).await?;
         let new = NewEvent {
             status: Status::Accepted,
             live: true,
-            snapshot_before: Some(before),
-            ..self.new_event(known, prev.clone(), auth)
+            replaces,
+            mentions_room_allowed,
+            ..self.new_event(turn, known, placed)
         };
         let (stored, slot) = turn.store_event(new).await?;
-        let head = turn.change_head();
-        let mut kept: Vec<(EventSn, OwnedEventId)> = head
-            .row
-            .extremities
-            .iter()
-            .copied()
-            .zip(head.extremities.iter().cloned())
-            .filter(|(event, _)| !prev.contains(event))
-            .collect();
-        kept.push((stored.sn, stored.header.event_id.clone()));
-        let surplus = kept.len().saturating_sub(EXTREMITIES_MAX);
-        kept.drain(..surplus);
-        (head.row.extremities, head.extremities) = kept.into_iter().unzip();
-        head.row.depth = head.row.depth.max(stored.header.depth);
+        let is_followed = turn.arrived(&stored, None).await?;
+        if !missing.is_empty() {
+            turn.note_missing(stored.sn, &missing);
+            turn.open_gap(TimelineOrder::live(slot), &missing);
+        }
+        turn.move_head(&stored, &prev, is_followed);
         turn.resolve_head(slot).await?;
         turn.apply_waiting_redactions(&stored).await?;
         turn.connect_relations(&stored).await?;
         if stored.header.kind == "m.room.redaction" {
             turn.apply_redaction(&stored).await?;
         }
+        turn.settle_residency().await?;
         Ok(Received::Accepted(slot))
     }
 
@@ -330,13 +310,9 @@ impl Receive {
         if self.ours_to_send {
             return Ok(Received::SoftFailed(Some(why)));
         }
-        let Allowed { prev, auth, before } = allowed;
-        let new = NewEvent {
-            status: Status::SoftFailed,
-            snapshot_before: Some(before),
-            ..self.new_event(known, prev, auth)
-        };
-        turn.store_event(new).await?;
+        let new = NewEvent { status: Status::SoftFailed, ..self.new_event(turn, known, allowed.placed) };
+        let (stored, _) = turn.store_event(new).await?;
+        turn.arrived(&stored, None).await?;
         Ok(Received::SoftFailed(Some(why)))
     }
 
@@ -345,43 +321,46 @@ impl Receive {
         turn: &mut Turn,
         known: Option<EventSn>,
         why: Rejection,
-        refused: Refused,
+        refused: Placed,
     ) -> Result<Received, WriteError> {
         if self.ours_to_send {
             return Ok(Received::Rejected(Some(why)));
         }
-        let new = NewEvent {
-            status: Status::Rejected,
-            snapshot_before: refused.before,
-            ..self.new_event(known, refused.prev, refused.auth)
-        };
-        turn.store_event(new).await?;
+        let new = NewEvent { status: Status::Rejected, ..self.new_event(turn, known, refused) };
+        let (stored, _) = turn.store_event(new).await?;
+        turn.arrived(&stored, None).await?;
         Ok(Received::Rejected(Some(why)))
     }
 
-    async fn keep_outlier(&self, turn: &mut Turn, authorised: Authorised) -> Result<Received, WriteError> {
-        let new = NewEvent { status: Status::Outlier, ..self.new_event(None, Vec::new(), authorised.auth) };
-        turn.store_event(new).await?;
-        Ok(Received::Outlier)
+    async fn keep_outlier(&self, turn: &mut Turn, connected: Connected) -> Result<Received, WriteError> {
+        let verdict = turn.judge_by_auth_events(&self.pdu, &connected.auth).await?;
+        let beside =
+            Placed { prev: Vec::new(), missing_prev: Vec::new(), auth: connected.auth, before: None };
+        let new = self.new_event(turn, None, beside);
+        match verdict {
+            Ok(()) => {
+                turn.store_event(new).await?;
+                Ok(Received::Outlier)
+            }
+            Err(why) => {
+                turn.store_event(NewEvent { status: Status::Rejected, ..new }).await?;
+                Ok(Received::Rejected(Some(why)))
+            }
+        }
     }
 
-    fn new_event(
-        &self,
-        known: Option<EventSn>,
-        prev_events: Vec<EventSn>,
-        auth_events: Vec<EventSn>,
-    ) -> NewEvent {
+    fn new_event(&self, turn: &Turn, known: Option<EventSn>, placed: Placed) -> NewEvent {
         NewEvent {
             pdu: self.pdu.clone(),
             known,
             status: Status::Outlier,
             live: false,
             is_ours: self.ours_to_send,
-            partial: false,
+            partial: turn.head.row.partial_state && placed.before.is_some(),
             hash_failed: self.hash_failed,
-            prev_events,
-            auth_events,
-            snapshot_before: None,
+            prev_events: placed.prev,
+            auth_events: placed.auth.iter().map(|event| event.sn).collect(),
+            snapshot_before: placed.before,
             replaces: None,
             sent_by: None,
             also_to: Vec::new(),
@@ -398,75 +377,48 @@ impl Receive {
     }
 }
 
-async fn held(turn: &Turn, event: &EventId) -> Result<Option<Arc<StoredEvent>>, WriteError> {
-    match turn.event_number(event).await? {
-        Some(number) => Ok(Some(turn.event(number).await?)),
-        None => Ok(None),
-    }
-}
-
 impl Turn {
-    /// The current state becomes that of all extremities together.
-    pub(crate) async fn resolve_head(&mut self, slot: StreamPosition) -> Result<(), WriteError> {
-        let after = self.state_of(&self.head.row.extremities.clone()).await?;
-        self.set_state(after, slot).await
-    }
-
-    /// The state after several events together.
-    pub(crate) async fn state_of(&mut self, events: &[EventSn]) -> Result<SnapshotId, WriteError> {
-        let mut forks = Vec::with_capacity(events.len());
-        for event in events {
-            let event = self.event(*event).await?;
-            forks.push(self.state_after(&event).await?);
-        }
-        self.resolve(forks).await
-    }
-
-    /// The room's state after an event that was checked.
-    pub(crate) async fn state_after(&mut self, event: &StoredEvent) -> Result<SnapshotId, WriteError> {
-        let before = event.snapshot_before().unwrap_or(SnapshotId::EMPTY);
-        match event.header.state_key {
-            Some(key) if event.status() != Status::Rejected => {
-                Ok(self.snapshots.apply(before, &[(key, Some(event.sn))]).await?)
-            }
-            _ => Ok(before),
-        }
-    }
-
-    /// Another state becomes the current one: members that differ get their rows.
-    pub(crate) async fn set_state(
+    /// The state event whose place an event takes.
+    pub(crate) async fn replaced_by(
         &mut self,
-        after: SnapshotId,
-        slot: StreamPosition,
-    ) -> Result<(), WriteError> {
-        let room = self.head.room.sn;
-        let before = self.head.row.snapshot;
-        if after == before {
-            return Ok(());
+        pdu: &Pdu,
+        before: SnapshotId,
+    ) -> Result<Option<EventSn>, WriteError> {
+        let Some(state_key) = pdu.state_key() else { return Ok(None) };
+        match self.key_number(&(pdu.kind().into(), state_key.to_owned())).await? {
+            Some(key) => Ok(self.snapshots.lookup(before, key).await?),
+            None => Ok(None),
         }
-        let changes = self.snapshots.diff(before, after).await?;
-        if changes.is_empty() {
-            // The same state under another id: the old one stays, so that less is written and cached.
-            return Ok(());
+    }
+
+    /// Whether an event mentions the whole room and its sender may.
+    async fn may_mention_room(&mut self, pdu: &Pdu) -> Result<bool, WriteError> {
+        let kind = pdu.kind().to_string();
+        if !content::facts(&kind, pdu.content_json()).mentions_room {
+            return Ok(false);
         }
-        let partial = self.head.row.partial_state;
-        self.commit.put(&HEAD_SNAPSHOTS, &(room, slot), &SnapshotRow { snapshot: after, partial });
+        let (_, power, _) = self.facts().await?;
+        Ok(power.user(pdu.sender()).reaches(power.notification("room")))
+    }
+
+    /// An event takes its place at the head: its prev events are no extremities any more, and it is one, unless
+    /// something follows it already.
+    pub(crate) fn move_head(&mut self, stored: &StoredEvent, prev: &[EventSn], is_followed: bool) {
         let head = self.change_head();
-        head.row.snapshot = after;
-        head.forget_state();
-        for change in changes.into_iter().filter(|change| change.key.is_member()) {
-            let was = match change.before {
-                Some(event) => Membership::of(&self.event(event).await?.pdu),
-                None => None,
-            };
-            match change.after {
-                Some(event) => {
-                    let event = self.event(event).await?;
-                    self.set_member(change.key, &event, was, slot).await?;
-                }
-                None => self.unset_member(change.before, was, slot).await?,
-            }
+        let mut kept: Vec<(EventSn, OwnedEventId)> = head
+            .row
+            .extremities
+            .iter()
+            .copied()
+            .zip(head.extremities.iter().cloned())
+            .filter(|(event, _)| !prev.contains(event))
+            .collect();
+        if !is_followed || kept.is_empty() {
+            kept.push((stored.sn, stored.header.event_id.clone()));
         }
-        Ok(())
+        let surplus = kept.len().saturating_sub(EXTREMITIES_MAX);
+        kept.drain(..surplus);
+        (head.row.extremities, head.extremities) = kept.into_iter().unzip();
+        head.row.depth = head.row.depth.max(stored.header.depth);
     }
 }

@@ -7,18 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hearth_dag::redact;
+use hearth_dag::{PowerLevels, redact};
 use hearth_store::{Commit, Order, StoreError};
 
 use crate::content;
 use crate::errors::WriteError;
 use crate::event_row::MAX_INLINE_BODY;
 use crate::events::StoredEvent;
-use crate::ids::{EventKey, EventSn, RoomSn};
+use crate::head::read_facts;
+use crate::ids::{EventKey, EventSn, RoomSn, SnapshotId};
+use crate::kind::Kind;
 use crate::lane::Act;
 use crate::rooms::Rooms;
 use crate::send::may_redact;
 use crate::tables::*;
+use crate::transactions::SWEEP_EVERY;
 use crate::turn::Turn;
 
 /// Targets that the follower takes up at once.
@@ -68,7 +71,7 @@ impl Turn {
     /// Marks `target` as redacted, if the redaction has a right to it. Says whether it has.
     async fn redact(&mut self, redaction: &StoredEvent, target: EventSn) -> Result<bool, WriteError> {
         let room = self.room();
-        let (_, power, _) = self.facts().await?;
+        let power = self.power_at(redaction).await?;
         let target = self.event(target).await?;
         if target.header.kind == "m.room.create" || !may_redact(&room, &redaction.pdu, &target.pdu, &power) {
             return Ok(false);
@@ -89,6 +92,33 @@ impl Turn {
         }
         self.head.state_changed(&target.header.kind);
         Ok(true)
+    }
+
+    /// The power levels before an event: they say what a redaction may, whatever they became later.
+    async fn power_at(&mut self, event: &StoredEvent) -> Result<Arc<PowerLevels>, WriteError> {
+        let snapshot = event.snapshot_before().unwrap_or(self.head.row.snapshot);
+        if snapshot.rest == self.head.row.snapshot.rest {
+            return Ok(self.facts().await?.1);
+        }
+        let create = self.state_event_at(snapshot, "m.room.create").await?;
+        let power = self.state_event_at(snapshot, "m.room.power_levels").await?;
+        let facts = read_facts(&self.room(), create.as_deref(), power.as_deref())?;
+        match facts.power {
+            Some(power) => Ok(power),
+            None => Ok(self.facts().await?.1),
+        }
+    }
+
+    async fn state_event_at(
+        &mut self,
+        snapshot: SnapshotId,
+        kind: &str,
+    ) -> Result<Option<Arc<StoredEvent>>, WriteError> {
+        let Some(key) = self.key_number(&(Kind::new(kind), String::new())).await? else { return Ok(None) };
+        match self.snapshots.lookup(snapshot, key).await? {
+            Some(event) => Ok(Some(self.event(event).await?)),
+            None => Ok(None),
+        }
     }
 
     /// Names and pictures of a redacted member event leave the list of members.
@@ -160,6 +190,7 @@ impl Rooms {
         drop(rooms);
         runtime.spawn(async move {
             let mut watch = store.watch();
+            let mut swept = tokio::time::Instant::now();
             loop {
                 let Some(rooms) = weak.upgrade() else { return };
                 let done = rooms.replace_redacted().await;
@@ -173,7 +204,13 @@ impl Rooms {
                 }
                 // Until something is redacted.
                 loop {
-                    match watch.next().await {
+                    let wake = watch.next().await;
+                    if swept.elapsed() >= SWEEP_EVERY {
+                        swept = tokio::time::Instant::now();
+                        let Some(rooms) = weak.upgrade() else { return };
+                        rooms.sweep_transactions().await;
+                    }
+                    match wake {
                         None => return,
                         Some(Ok(wake))
                             if !wake.keys.iter().any(|key| key.first() == Some(&REDACTIONS.space().0)) => {}

@@ -94,6 +94,16 @@ impl Turn {
     ) -> Result<(), WriteError> {
         let room = self.head.room.sn;
         let thread = self.get(&THREADS, &(room, root)).await?;
+        if let Some(Positioned { position, value }) = &thread
+            && !order.is_live()
+        {
+            // History that is filled in: later replies were here before.
+            let value = ThreadRow { count: value.count.saturating_add(1), ..value.clone() };
+            self.put(&THREADS, &(room, root), Positioned { position: *position, value });
+            let participant = stored.header.sender.to_string();
+            self.commit.put(&THREAD_PARTICIPANTS, &(room, root, participant), &());
+            return Ok(());
+        }
         let count = match &thread {
             Some(Positioned { position, value }) => {
                 // The place of a reply that is still on its way is not known; its row stays, and is passed over.

@@ -1,11 +1,13 @@
 //! The rooms of this server: what they are made of, and the numbers of new ones.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use hearth_dag::{LocalServers, RoomRules};
 use hearth_store::{Commit, CommitError, Store, StoreError};
+use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use ruma::{OwnedRoomId, RoomId, UserId};
 
@@ -66,10 +68,26 @@ struct Inner {
     lanes: Lanes,
     sequence: AtomicU64,
     numbers: tokio::sync::Mutex<Range<u32>>,
+    entries: Entries,
     infos: Cache<RoomSn, Arc<RoomInfo>>,
     by_id: Cache<OwnedRoomId, RoomSn>,
     keys: Cache<(RoomSn, StateKeySn), Arc<StateKeyRow>>,
     serving: Serving,
+}
+
+/// Rooms that are being entered: one answer of a peer is taken in at a time.
+#[derive(Default)]
+pub(crate) struct Entries(Mutex<HashMap<OwnedRoomId, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Entries {
+    pub(crate) async fn of(&self, room: &RoomId) -> tokio::sync::OwnedMutexGuard<()> {
+        let entry = {
+            let mut entries = self.0.lock();
+            entries.retain(|_, entry| Arc::strong_count(entry) > 1);
+            entries.entry(room.to_owned()).or_default().clone()
+        };
+        entry.lock_owned().await
+    }
 }
 
 impl Rooms {
@@ -87,6 +105,7 @@ impl Rooms {
             lanes: Lanes::default(),
             sequence: AtomicU64::new(0),
             numbers: tokio::sync::Mutex::new(0..0),
+            entries: Entries::default(),
             infos: Cache::new(REMEMBERED_ROOMS),
             by_id: Cache::new(REMEMBERED_ROOMS),
             keys: Cache::new(REMEMBERED_KEYS),
@@ -144,6 +163,16 @@ impl Rooms {
 
     pub(crate) fn downgrade(&self) -> WeakRooms {
         WeakRooms(Arc::downgrade(&self.0))
+    }
+
+    pub(crate) fn entries(&self) -> &Entries {
+        &self.0.entries
+    }
+
+    /// What never changes of a room did: nothing was known of it but what an invite told.
+    pub(crate) fn forget_room(&self, room: RoomSn) {
+        self.0.infos.remove(&room);
+        self.0.reader.forget_room(room);
     }
 
     /// The room of an id, if anything is held of it.

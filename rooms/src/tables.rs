@@ -103,6 +103,10 @@ pub const THREAD_PARTICIPANTS: Table<(RoomSn, EventSn, OwnedUserIdKey), ()> =
     Table::new("thread_participants", Space(0x3e));
 /// Redactions in force whose target's body is still to be replaced by its redacted form.
 pub const TO_REDACT: Table<(RoomSn, EventSn), ()> = Table::new("bodies_to_redact", Space(0x43));
+/// Rooms whose members we were not told when we joined: what is needed until we are.
+pub const PARTIAL_ROOMS: Table<RoomSn, PartialRoomRow> = Table::chunked("partial_rooms", Space(0x44));
+/// Events that were decided on a partial state, in the order of deciding.
+pub const PARTIAL_EVENTS: Table<(RoomSn, u64), EventSn> = Table::new("partial_events", Space(0x45));
 /// Runs of events of one minute: (minutes since 1970, the first event of the run). A run goes on to the first event
 /// of another minute.
 pub const MINUTES: Table<(RoomSn, u32, EventSn), ()> = Table::new("minutes", Space(0x3f));
@@ -341,6 +345,17 @@ pub struct QueuedRow {
     pub pdu: String,
 }
 
+/// A room whose state is not fully known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartialRoomRow {
+    /// Our join: the state before it is to be asked for.
+    pub join: EventSn,
+    /// The server that let us in.
+    pub origin: OwnedServerName,
+    /// The servers in the room, as that one told.
+    pub servers: Vec<OwnedServerName>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateKeyRow {
     pub kind: Kind,
@@ -417,6 +432,7 @@ impl Record for TimelineRow {}
 impl Record for GapRow {}
 impl Record for MissingRow {}
 impl Record for QueuedRow {}
+impl Record for PartialRoomRow {}
 impl Record for StateKeyRow {}
 impl Record for MemberRow {}
 impl Record for RedactionRow {}

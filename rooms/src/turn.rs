@@ -2,7 +2,7 @@
 //! * Reads see this turn's own writes, then those on their way, then the store.
 //! * Nothing leaves a turn before [`Turn::finish`]: a turn that is dropped has not happened.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use hearth_dag::{Create, PowerLevels};
@@ -15,7 +15,7 @@ use crate::head::{Facts, Head, StateKey, read_facts};
 use crate::ids::{EventKey, EventSn, StateKeySn};
 use crate::kind::Kind;
 use crate::rooms::Rooms;
-use crate::snapshot::SnapshotWriter;
+use crate::snapshot::{SnapshotWriter, StateChange};
 use crate::tables::{
     EVENT_NUMBERS, EVENT_STATUS, EVENTS, EventStatusRow, HEAD_VERSIONS, HEADS, Membership, STATE_KEY_NAMES,
     STATE_KEYS, STATE_NODES, StateKeyRow,
@@ -32,6 +32,12 @@ pub(crate) struct Turn {
     rows: Rows,
     /// Events of this turn.
     made: HashMap<EventSn, Arc<StoredEvent>>,
+    /// Stored events of which this turn changed what is known.
+    changed: HashSet<EventSn>,
+    /// Member rows that have to be written before this turn's change of the state fits into a commit.
+    pub(crate) members_first: Vec<StateChange>,
+    /// Who of us or others is joined changed: whether we are still in the room is to be seen.
+    pub(crate) joins_changed: bool,
     head_changed: bool,
 }
 
@@ -47,6 +53,9 @@ impl Turn {
             now_ms,
             rows: Rows::new(),
             made: HashMap::new(),
+            changed: HashSet::new(),
+            members_first: Vec::new(),
+            joins_changed: false,
             head_changed: false,
         }
     }
@@ -98,11 +107,29 @@ impl Turn {
         self.rows.contains_key(&table.key_bytes(key))
     }
 
+    /// The keys of a table's rows that are on their way, this turn's own too.
+    pub(crate) fn keys_on_their_way<K: KeyPart, V: Value>(&self, table: &Table<K, V>) -> Vec<K> {
+        let own = self.rows.keys().filter_map(|key| table.key_of(key)?.ok());
+        own.chain(self.rooms.overlay().keys_of(table)).collect()
+    }
+
     pub(crate) async fn event(&self, event: EventSn) -> Result<Arc<StoredEvent>, StoreError> {
-        match self.made.get(&event) {
-            Some(made) => Ok(made.clone()),
-            None => self.rooms.events().load(&self.head.room, event).await,
+        if let Some(made) = self.made.get(&event) {
+            return Ok(made.clone());
         }
+        let stored = self.rooms.events().load(&self.head.room, event).await?;
+        if !self.changed.contains(&event) {
+            return Ok(stored);
+        }
+        Ok(Arc::new(self.with_changes(&stored, self.status(event).await?)))
+    }
+
+    fn with_changes(&self, stored: &StoredEvent, changes: EventStatusRow) -> StoredEvent {
+        let pdu = match changes.redacted_by {
+            Some(_) => hearth_dag::redact(self.head.room.rules, &stored.pdu),
+            None => stored.pdu.clone(),
+        };
+        StoredEvent { pdu, changes, ..stored.clone() }
     }
 
     pub(crate) async fn event_number(&self, event: &ruma::EventId) -> Result<Option<EventSn>, StoreError> {
@@ -121,10 +148,19 @@ impl Turn {
     pub(crate) fn put_status(&mut self, event: EventSn, status: EventStatusRow) {
         let room = self.head.room.sn;
         self.change_head();
+        if let Some(made) = self.made.get(&event) {
+            let changed = self.with_changes(made, status.clone());
+            self.made.insert(event, Arc::new(changed));
+        }
         self.put(&EVENT_STATUS, &(room, event), status);
-        self.made.remove(&event);
+        self.changed.insert(event);
         self.rooms.events().forget(room, event);
         self.head.state.retain(|_, held| held.as_ref().is_none_or(|held| held.sn != event));
+    }
+
+    /// Stored events of which this turn changes what is known.
+    pub(crate) fn changed_events(&self) -> Vec<EventSn> {
+        self.changed.iter().copied().collect()
     }
 
     /// The current state event at a place.

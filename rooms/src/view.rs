@@ -92,6 +92,11 @@ impl Overlay {
         }
     }
 
+    /// The keys of all rows of a table that are here.
+    pub(crate) fn keys_of<K: KeyPart, V: Value>(&self, table: &Table<K, V>) -> Vec<K> {
+        self.0.read().keys().filter_map(|key| table.key_of(key)?.ok()).collect()
+    }
+
     fn row(&self, key: &[u8]) -> Option<Row> {
         self.0.read().get(key).map(|(_, row)| row.clone())
     }

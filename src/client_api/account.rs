@@ -1,7 +1,7 @@
 //! The own account: who am I, password, deactivation.
 
 use axum::extract::State;
-use hearth_rooms::{Membership, Removal, Remove};
+use hearth_rooms::{Membership, MembershipError, Removal, Remove};
 use hearth_store::Commit;
 use hearth_users::{Kind, Users};
 use ruma::api::client::account::{ThirdPartyIdRemovalStatus, change_password, deactivate, whoami};
@@ -124,9 +124,12 @@ async fn leave_all_rooms(app: &App, user: &ruma::UserId) -> Result<(), MatrixErr
             removal: Removal::Leave,
             reason: None,
         };
-        if let Err(error) = app.rooms.remove(&leave, Commit::new()).await {
-            tracing::debug!(%user, room_id = %room.room_id, %error, "left without the room's consent");
-            app.rooms.leave_out_of_band(user, &room.room_id).await?;
+        let left = match app.rooms.remove(&leave, Commit::new()).await {
+            Err(MembershipError::NeedsOtherServer) => app.rooms.leave_out_of_band(user, &room.room_id).await,
+            done => done.map(drop),
+        };
+        if let Err(error) = left {
+            tracing::warn!(%user, room_id = %room.room_id, %error, "a closed account stays in a room");
         }
     }
     Ok(())

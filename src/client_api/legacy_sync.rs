@@ -219,6 +219,7 @@ async fn events_of_room(
         to: None,
         direction: Direction::Forward,
         limit: usize::try_from(MAX_LIMIT).unwrap_or_default(),
+        past_gap: true,
     };
     loop {
         let mut watch = store.watch();
@@ -285,6 +286,7 @@ async fn room_initial_sync(
         to: None,
         direction: Direction::Backward,
         limit: usize::try_from(query.limit()).unwrap_or_default(),
+        past_gap: true,
     };
     let page = reader.page(&mut viewer, &request, &EventFilter::default()).await?;
     let state = reader.full_state(viewer.room, snapshot).await?;

@@ -354,7 +354,7 @@ impl From<MembershipError> for MatrixError {
             | MembershipError::Banned(_)
             | MembershipError::NotInRoom(_)
             | MembershipError::NeverThere => Self::forbidden(message),
-            MembershipError::StillJoined => Self::unknown(message),
+            MembershipError::StillJoined | MembershipError::InRoom => Self::unknown(message),
         }
     }
 }

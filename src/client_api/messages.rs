@@ -102,6 +102,7 @@ async fn messages(
         to: reading::optional_token(query.to.as_deref())?,
         direction: query.dir.into(),
         limit: page_limit(query.limit, &filter, DEFAULT_PAGE).max(1),
+        past_gap: true,
     };
     let mut viewer = reading::reading_viewer(&reader, &users, &user, &room_id).await?;
     let page = reader.page(&mut viewer, &request, &filter).await?;

@@ -320,7 +320,7 @@ impl Client {
         let room = reader.room_sn(&id(room)).await.unwrap().unwrap();
         let ignored = self.users.ignored_users(&self.user).await.unwrap();
         let mut viewer = reader.viewer(room, &self.user, ignored).await.unwrap();
-        let request = PageRequest { from, to: None, direction, limit };
+        let request = PageRequest { from, to: None, direction, limit, past_gap: true };
         let page = reader.page(&mut viewer, &request, &EventFilter::default()).await.unwrap();
         (page.events.iter().map(|shown| shown.event.client.event_id.to_string()).collect(), page.end)
     }

@@ -182,6 +182,8 @@ impl Reader {
         let mut replaced = Vec::new();
         for event in events {
             let cached = self.cached(room, *event, form(*event), None);
+            let is_as = |cached: &Arc<RoomEvent>| statuses.get(event).is_none_or(|row| cached.is_as(row));
+            let cached = cached.filter(is_as);
             match &cached {
                 // Held under the plain key whatever was replaced; the form of that is looked at below.
                 Some(cached) => replaced.extend(cached.replaces),
@@ -227,8 +229,10 @@ impl Reader {
             if known && replaced_by.is_none() {
                 continue;
             }
-            if let Some(cached) =
-                replaced_by.and_then(|_| self.cached(room, *event, redacted_by(*event), replaced_by))
+            let is_as = |cached: &Arc<RoomEvent>| statuses.get(event).is_none_or(|row| cached.is_as(row));
+            if let Some(cached) = replaced_by
+                .and_then(|_| self.cached(room, *event, redacted_by(*event), replaced_by))
+                .filter(is_as)
             {
                 found[place] = Some(cached);
                 continue;
@@ -399,9 +403,23 @@ impl Reader {
         Ok(rows.into_iter().map(|((_, event), row)| (event, row)).collect())
     }
 
+    /// A room of which nothing was known but what an invite told turned out to have another version.
+    pub(crate) fn forget_room(&self, room: RoomSn) {
+        self.inner.rooms.remove(&room);
+    }
+
     pub(super) async fn rules(&self, room: RoomSn) -> Result<&'static RoomRules, StoreError> {
         let row = self.room(room).await?.ok_or_else(|| corrupt("rooms", format!("{room:?}"), "not there"))?;
         RoomRules::of(&row.version).ok_or_else(|| corrupt("rooms", format!("{room:?}"), "not there"))
+    }
+}
+
+impl RoomEvent {
+    /// Whether it was read after what a status row tells: an event that was held beside the room may get a place in it.
+    fn is_as(&self, row: &EventStatusRow) -> bool {
+        row.status.is_none_or(|status| status == self.status)
+            && (row.order.is_none() || row.order == self.order)
+            && (row.snapshot_before.is_none() || row.snapshot_before == self.snapshot_before)
     }
 }
 

@@ -11,7 +11,11 @@ use super::{
     token::TimelineToken,
     viewer::Viewer,
 };
-use crate::ids::{RoomSn, SnapshotId, TimelineOrder};
+use crate::{
+    ids::{RoomSn, SnapshotId, TimelineOrder},
+    missing::Gap,
+    tables::GAPS,
+};
 
 /// What page is asked for.
 #[derive(Clone, Debug)]
@@ -22,6 +26,8 @@ pub struct PageRequest {
     pub to: Option<TimelineToken>,
     pub direction: Direction,
     pub limit: usize,
+    /// Goes on behind a gap right at its beginning, because what is missing there cannot be had.
+    pub past_gap: bool,
 }
 
 /// A page of history.
@@ -33,8 +39,8 @@ pub struct Page {
     pub events: Vec<Shown>,
     /// The member events of the senders, when they are loaded lazily.
     pub state: Vec<Arc<RoomEvent>>,
-    /// The events that follow are missing here and may be had from other servers.
-    pub at_gap: bool,
+    /// What would follow is missing here: other servers may have it. `end` is the place of the gap.
+    pub gap: Option<Gap>,
 }
 
 impl Reader {
@@ -59,17 +65,50 @@ impl Reader {
             }
             Direction::Forward => Stretch { after: start.0, up_to: to.unwrap_or(newest).min(newest) },
         };
-        let walked = self.walk(viewer, stretch, request.direction, request.limit, filter).await?;
-        let end =
-            walked.last.filter(|_| walked.end != WalkEnd::Exhausted).map(|last| match request.direction {
-                Direction::Backward => TimelineToken::before(last),
-                Direction::Forward => TimelineToken::after(last),
+        if request.direction == Direction::Backward
+            && !request.past_gap
+            && let Some(gap) = self.gap_at(viewer.room, stretch.up_to).await?
+        {
+            return Ok(Page {
+                start,
+                end: Some(start),
+                events: Vec::new(),
+                state: Vec::new(),
+                gap: Some(gap),
             });
+        }
+        let walked = self.walk(viewer, stretch, request.direction, request.limit, filter).await?;
+        let gap = match walked.end {
+            WalkEnd::Gap => self.gap_row(viewer.room, stretch).await?,
+            WalkEnd::Exhausted | WalkEnd::More => None,
+        };
+        // The event behind a gap may be one that is not shown.
+        let last = walked.last.or(gap.as_ref().map(|gap| gap.at));
+        let end = last.filter(|_| walked.end != WalkEnd::Exhausted).map(|last| match request.direction {
+            Direction::Backward => TimelineToken::before(last),
+            Direction::Forward => TimelineToken::after(last),
+        });
         let state = match filter.lazy_load_members {
             true => self.lazy_members(viewer.room, &walked.events).await?,
             false => Vec::new(),
         };
-        Ok(Page { start, end, events: walked.events, state, at_gap: walked.end == WalkEnd::Gap })
+        Ok(Page { start, end, events: walked.events, state, gap })
+    }
+
+    /// The gap that lies right behind a place: no event stands between them.
+    async fn gap_at(&self, room: RoomSn, place: TimelineOrder) -> Result<Option<Gap>, StoreError> {
+        let range = GAPS.prefix(&(room,)).after(&(room, place));
+        let Some(((_, at), row)) = self.store().first(&GAPS, range).await? else { return Ok(None) };
+        let between = Stretch { after: place, up_to: TimelineToken::before(at).0 };
+        let rows = self.timeline_rows(room, between, Direction::Forward, 1).await?;
+        Ok(rows.is_empty().then_some(Gap { at, missing: row.missing }))
+    }
+
+    /// The last gap of a stretch, with what is missing there.
+    async fn gap_row(&self, room: RoomSn, stretch: Stretch) -> Result<Option<Gap>, StoreError> {
+        let Some(at) = self.gap(room, stretch).await? else { return Ok(None) };
+        let row = self.store().get(&GAPS, &(room, at)).await?;
+        Ok(row.map(|row| Gap { at, missing: row.missing }))
     }
 
     /// The member events of the senders of some events, as of the newest of these.

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use crate::events::RoomInfo;
 use crate::ids::{EventSn, NodeRef, RoomSn, SnapshotId};
 use crate::rooms::Rooms;
-use crate::tables::{HEAD_SNAPSHOTS, MEMBERS, Membership, SnapshotRow};
+use crate::tables::{HEAD_SNAPSHOTS, MEMBERS, Membership, PARTIAL_ROOMS, SnapshotRow};
 
 /// Bytes of lists of servers that are kept, and about how much a server takes in one.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
@@ -133,9 +133,24 @@ impl Rooms {
         position: StreamPosition,
     ) -> Result<RoomServers, StoreError> {
         match self.state_at(room.sn, position).await? {
+            Some((_, row)) if row.partial => {
+                let known = self.servers_of(room, row.snapshot).await?;
+                self.with_told_servers(room, known).await
+            }
             Some((_, row)) => self.servers_of(room, row.snapshot).await,
             None => Ok(RoomServers(Arc::new([]))),
         }
+    }
+
+    /// Also the servers whose members we were not told of yet.
+    async fn with_told_servers(
+        &self,
+        room: &RoomInfo,
+        known: RoomServers,
+    ) -> Result<RoomServers, StoreError> {
+        let Some(row) = self.store().get(&PARTIAL_ROOMS, &room.sn).await? else { return Ok(known) };
+        let all: BTreeSet<OwnedServerName> = known.iter().map(ToOwned::to_owned).chain(row.servers).collect();
+        Ok(RoomServers(all.into_iter().collect()))
     }
 
     /// The room's state at a position, and since when.
@@ -192,14 +207,14 @@ impl Rooms {
             let Some((since, row)) = self.state_at(room.sn, StreamPosition::MAX).await? else {
                 return Ok((NodeRef::EMPTY, BTreeMap::new()));
             };
-            let counts = self.count_current(room.sn).await?;
+            let Some(counts) = self.count_current(room.sn, since).await? else { break };
             // The list of members is of this state only if the state was the same before and after.
             let after = self.state_at(room.sn, StreamPosition::MAX).await?;
             if after.is_some_and(|(still, _)| still == since) {
                 return Ok((row.snapshot.members, counts));
             }
         }
-        // A room that never rests: from its events.
+        // A room that never rests, or is about to change in many members: from its events.
         let Some((_, row)) = self.state_at(room.sn, StreamPosition::MAX).await? else {
             return Ok((NodeRef::EMPTY, BTreeMap::new()));
         };
@@ -210,7 +225,13 @@ impl Rooms {
         Ok((row.snapshot.members, counts))
     }
 
-    async fn count_current(&self, room: RoomSn) -> Result<BTreeMap<OwnedServerName, u32>, StoreError> {
+    /// Counts the list of members, if it is that of the state since a position: of a change that is too large for one
+    /// commit, rows of members come first.
+    async fn count_current(
+        &self,
+        room: RoomSn,
+        since: StreamPosition,
+    ) -> Result<Option<BTreeMap<OwnedServerName, u32>>, StoreError> {
         let mut counts: BTreeMap<OwnedServerName, u32> = BTreeMap::new();
         let mut range = MEMBERS.prefix(&(room,));
         loop {
@@ -218,6 +239,9 @@ impl Rooms {
             let complete = rows.len() < BATCH;
             let last = rows.last().map(|(key, _)| key.clone());
             for ((_, user), row) in rows {
+                if row.position > since {
+                    return Ok(None);
+                }
                 if row.value.membership == Membership::Join
                     && let Ok(user) = <&UserId>::try_from(&*user)
                 {
@@ -229,7 +253,7 @@ impl Rooms {
             }
             match last {
                 Some(last) if !complete => range = range.after(&last),
-                _ => return Ok(counts),
+                _ => return Ok(Some(counts)),
             }
         }
     }

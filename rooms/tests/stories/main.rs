@@ -2,13 +2,20 @@
 #![allow(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 
 mod asking;
+mod backfilling;
 mod creating;
+mod entering;
 mod handshakes;
 mod invites;
 mod membership;
 mod outgoing;
+mod outside;
+mod partial;
+mod peers;
 mod receiving;
 mod remote;
 mod sending;
 mod support;
 mod thin_path;
+mod upkeep;
+mod waiting;

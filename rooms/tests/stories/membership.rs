@@ -114,14 +114,19 @@ async fn members_of_one_room_may_join_another() {
 }
 
 #[tokio::test]
-async fn a_rejected_room_can_be_left_without_it() {
+async fn where_we_are_in_the_room_nobody_leaves_it_behind_its_back() {
     let world = World::new().await;
     let room = world.room("alice", Preset::PrivateChat).await;
     world.invite("alice", "bob", &room).await.unwrap();
-    world.rooms.leave_out_of_band(&user("bob"), &room).await.unwrap();
+    for name in ["alice", "bob"] {
+        let refused = world.rooms.leave_out_of_band(&user(name), &room).await;
+        assert!(matches!(refused, Err(MembershipError::InRoom)));
+    }
     let sn = world.rooms.room(&room).await.unwrap().unwrap().sn;
     let row = world.rooms.membership_row(&user("bob"), sn).await.unwrap().unwrap();
-    assert_eq!((row.membership, row.event), (Membership::Leave, None));
+    assert!(row.membership == Membership::Invite && row.event.is_some());
+    world.remove(Removal::Leave, "bob", "bob", &room).await.unwrap();
+    assert_eq!(world.membership(&room, "bob").await.unwrap(), "leave");
     assert_eq!(world.rooms.joined_rooms(&user("alice")).await.unwrap(), [sn]);
 }
 

@@ -1,0 +1,200 @@
+//! The room's state as events change it: of several forks together, and as the head holds it.
+//! * Members that differ get their rows in the commit that changes the state. Where there are more than a commit
+//!   holds, the rows of other servers' users are written first ([`Rooms::write_members`]), and the change comes after.
+
+use hearth_store::{Commit, Positioned, StreamPosition};
+use ruma::UserId;
+use std::sync::Arc;
+
+use crate::errors::WriteError;
+use crate::events::{RoomInfo, StoredEvent};
+use crate::ids::{EventSn, SnapshotId};
+use crate::lane::Act;
+use crate::rooms::Rooms;
+use crate::snapshot::StateChange;
+use crate::tables::*;
+use crate::turn::Turn;
+
+/// Members whose rows are written in the commit that changes the state.
+const MEMBERS_AT_ONCE: usize = 200;
+
+impl Turn {
+    /// The current state becomes that of all extremities together.
+    pub(crate) async fn resolve_head(&mut self, slot: StreamPosition) -> Result<(), WriteError> {
+        let after = self.state_of(&self.head.row.extremities.clone()).await?;
+        self.set_state(after, slot).await
+    }
+
+    /// The state after several events together.
+    pub(crate) async fn state_of(&mut self, events: &[EventSn]) -> Result<SnapshotId, WriteError> {
+        let mut forks = Vec::with_capacity(events.len());
+        for event in events {
+            let event = self.event(*event).await?;
+            forks.push(self.state_after(&event).await?);
+        }
+        self.resolve(forks).await
+    }
+
+    /// The room's state after an event that was checked.
+    pub(crate) async fn state_after(&mut self, event: &StoredEvent) -> Result<SnapshotId, WriteError> {
+        let before = event.snapshot_before().unwrap_or(SnapshotId::EMPTY);
+        match event.header.state_key {
+            Some(key) if event.status() != Status::Rejected => {
+                Ok(self.snapshots.apply(before, &[(key, Some(event.sn))]).await?)
+            }
+            _ => Ok(before),
+        }
+    }
+
+    /// Another state becomes the current one: members that differ get their rows.
+    pub(crate) async fn set_state(
+        &mut self,
+        after: SnapshotId,
+        slot: StreamPosition,
+    ) -> Result<(), WriteError> {
+        let room = self.head.room.sn;
+        let before = self.head.row.snapshot;
+        if after == before {
+            return Ok(());
+        }
+        let changes = self.snapshots.diff(before, after).await?;
+        if changes.is_empty() {
+            // The same state under another id: the old one stays, so that less is written and cached.
+            return Ok(());
+        }
+        let members: Vec<StateChange> = changes.into_iter().filter(|change| change.key.is_member()).collect();
+        let are_many = members.len() > MEMBERS_AT_ONCE;
+        if are_many {
+            let unwritten = self.unwritten(&members).await?;
+            if unwritten.len() > MEMBERS_AT_ONCE {
+                self.members_first = unwritten;
+                return Err(WriteError::Busy);
+            }
+        }
+        let partial = self.head.row.partial_state;
+        self.commit.put(&HEAD_SNAPSHOTS, &(room, slot), &SnapshotRow { snapshot: after, partial });
+        let head = self.change_head();
+        head.row.snapshot = after;
+        head.forget_state();
+        for change in members {
+            let was = match change.before {
+                Some(event) => Membership::of(&self.event(event).await?.pdu),
+                None => None,
+            };
+            match change.after {
+                Some(event) => {
+                    let event = self.event(event).await?;
+                    match are_many && self.is_written(&event).await? {
+                        true => self.count(was, Membership::of(&event.pdu).unwrap_or(Membership::Leave)),
+                        false => self.set_member(change.key, &event, was, slot).await?,
+                    }
+                }
+                None => self.unset_member(change.before, was, slot).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Those changes of other servers' users whose rows say something else.
+    async fn unwritten(&self, members: &[StateChange]) -> Result<Vec<StateChange>, WriteError> {
+        let mut unwritten = Vec::new();
+        for change in members {
+            let Some(event) = change.after.or(change.before) else { continue };
+            let event = self.event(event).await?;
+            if !self.is_of_local_user(&event) && self.row_of(&event).await? != change.after {
+                unwritten.push(*change);
+            }
+        }
+        Ok(unwritten)
+    }
+
+    async fn is_written(&self, event: &StoredEvent) -> Result<bool, WriteError> {
+        Ok(!self.is_of_local_user(event) && self.row_of(event).await? == Some(event.sn))
+    }
+
+    /// The member event that a user's row names.
+    async fn row_of(&self, event: &StoredEvent) -> Result<Option<EventSn>, WriteError> {
+        let user = event.pdu.state_key().unwrap_or_default().to_owned();
+        Ok(self.get(&MEMBERS, &(self.head.room.sn, user)).await?.map(|row| row.value.event))
+    }
+
+    fn is_of_local_user(&self, event: &StoredEvent) -> bool {
+        let user = event.pdu.state_key().and_then(|user| <&UserId>::try_from(user).ok());
+        user.is_some_and(|user| self.rooms.is_local(user))
+    }
+
+    /// The rows of another server's user, ahead of the state that they belong to.
+    async fn write_member(&mut self, change: &StateChange, slot: StreamPosition) -> Result<(), WriteError> {
+        let Some(event) = change.after.or(change.before) else { return Ok(()) };
+        let event = self.event(event).await?;
+        if self.is_of_local_user(&event) || self.row_of(&event).await? == change.after {
+            return Ok(());
+        }
+        let Some(user) = event.pdu.state_key().and_then(|user| UserId::parse(user).ok()) else {
+            return Ok(());
+        };
+        let room = self.head.room.sn;
+        let row = |membership, event, sender| MembershipRow {
+            membership,
+            event,
+            sender,
+            before: None,
+            forgotten: false,
+            is_direct: false,
+        };
+        let row = match change.after {
+            Some(_) => {
+                let membership = Membership::of(&event.pdu).unwrap_or(Membership::Leave);
+                self.put_member(&user, change.key, &event, slot);
+                row(membership, Some(event.sn), event.header.sender.clone())
+            }
+            None => {
+                self.delete(&MEMBERS, &(room, user.to_string()));
+                row(Membership::Leave, None, event.header.sender.clone())
+            }
+        };
+        self.put(&MEMBERSHIPS, &(user.to_string(), room), Positioned { position: slot, value: row });
+        Ok(())
+    }
+}
+
+impl Rooms {
+    /// Writes rows of other servers' users ahead of the state that they belong to, in commits of bounded size.
+    pub(crate) async fn write_members(
+        &self,
+        room: &Arc<RoomInfo>,
+        changes: &[StateChange],
+        unless_resident: bool,
+    ) -> Result<(), WriteError> {
+        for changes in changes.chunks(MEMBERS_AT_ONCE) {
+            let write = WriteMembers { changes, unless_resident };
+            self.decide(room, &write, &Commit::new()).await?;
+        }
+        Ok(())
+    }
+}
+
+struct WriteMembers<'a> {
+    changes: &'a [StateChange],
+    unless_resident: bool,
+}
+
+impl Act for WriteMembers<'_> {
+    type Output = ();
+    type Error = WriteError;
+
+    fn anywhere(&self) -> bool {
+        true
+    }
+
+    async fn decide(&self, turn: &mut Turn) -> Result<(), WriteError> {
+        if self.unless_resident && turn.head.is_resident() {
+            return Ok(());
+        }
+        let slot = turn.commit.position();
+        for change in self.changes {
+            turn.write_member(change, slot).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,254 @@
+//! Events that wait for others: a durable queue for each room.
+//! * An event waits until what it refers to is here; then it is decided, in whatever order they all came.
+//! * The queue is bounded in events and bytes; the oldest make room, and are asked for again when others name them.
+//! * Deciding an event twice changes nothing: it leaves the queue after its decision.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use hearth_dag::{Pdu, ReceivedPdu, VerifiedPdu};
+use hearth_store::{Commit, Order, StoreError};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
+
+use crate::errors::WriteError;
+use crate::events::RoomInfo;
+use crate::ids::RoomSn;
+use crate::lane::{Act, Waits};
+use crate::receive::Received;
+use crate::rooms::Rooms;
+use crate::tables::{QUEUE, QueuedRow};
+use crate::turn::Turn;
+
+/// Events that wait in one room.
+pub const QUEUED_EVENTS_MAX: usize = 200;
+/// Bytes of events that wait in one room.
+pub const QUEUED_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Rooms that are named as having events that wait.
+const ROOMS_MAX: usize = 10_000;
+
+/// An event that others wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub event_id: OwnedEventId,
+    /// Named as a prev event: it has to be received. Otherwise it is enough to hold it as an outlier.
+    pub as_prev: bool,
+    pub as_auth: bool,
+    /// The events that wait for it.
+    pub by: Vec<OwnedEventId>,
+    /// The servers that handed us those.
+    pub origins: Vec<OwnedServerName>,
+}
+
+impl Rooms {
+    /// Lets an event wait in its room's queue until what it refers to is here. False if it waits already.
+    pub async fn enqueue(&self, pdu: &VerifiedPdu, origin: &ServerName) -> Result<bool, WriteError> {
+        let room = self.room(pdu.pdu().room_id()).await?.ok_or(WriteError::UnknownRoom)?;
+        let row = QueuedRow {
+            event_id: pdu.pdu().event_id().to_owned(),
+            origin: origin.to_owned(),
+            pdu: pdu.pdu().json().to_owned(),
+        };
+        Ok(self.decide(&room, &Enqueue(row), &Commit::new()).await?.output)
+    }
+
+    /// What the queue of a room waits for: events that are neither here nor waiting themselves.
+    pub async fn wanted(&self, room: &RoomId) -> Result<Vec<Wanted>, WriteError> {
+        let Some(room) = self.room(room).await? else { return Ok(Vec::new()) };
+        let queued = self.queued(&room).await?;
+        let waiting: BTreeSet<OwnedEventId> = queued.iter().map(|(_, row, _)| row.event_id.clone()).collect();
+        let mut wanted: BTreeMap<OwnedEventId, Wanted> = BTreeMap::new();
+        for (_, row, pdu) in &queued {
+            let pdu = pdu.pdu();
+            let prev = pdu.prev_events().iter().map(|event| (event, true));
+            let auth = pdu.auth_events().iter().map(|event| (event, false));
+            for (event, as_prev) in prev.chain(auth) {
+                if waiting.contains(event) || self.is_here(&room, event, as_prev).await? {
+                    continue;
+                }
+                let wanted = wanted.entry(event.clone()).or_insert_with(|| Wanted {
+                    event_id: event.clone(),
+                    as_prev: false,
+                    as_auth: false,
+                    by: Vec::new(),
+                    origins: Vec::new(),
+                });
+                wanted.as_prev |= as_prev;
+                wanted.as_auth |= !as_prev;
+                if wanted.by.last() != Some(&row.event_id) {
+                    wanted.by.push(row.event_id.clone());
+                }
+                if !wanted.origins.contains(&row.origin) {
+                    wanted.origins.push(row.origin.clone());
+                }
+            }
+        }
+        Ok(wanted.into_values().collect())
+    }
+
+    /// Decides the events of a room's queue whose references are here, those first that others wait for. Says what
+    /// became of each; those that still wait are not named.
+    pub async fn receive_queued(&self, room: &RoomId) -> Result<Vec<(OwnedEventId, Received)>, WriteError> {
+        let Some(room) = self.room(room).await? else { return Ok(Vec::new()) };
+        let queued = self.queued(&room).await?;
+        let (mut decided, mut done) = (Vec::new(), Vec::new());
+        let order = references_first(queued.len(), |place| queued[place].2.pdu());
+        for place in order {
+            let (number, row, pdu) = &queued[place];
+            match self.receive(pdu).await {
+                Ok(Received::Missing { .. }) => {}
+                Ok(received) => {
+                    decided.push((row.event_id.clone(), received));
+                    done.push(*number);
+                }
+                // We have left the room: nothing waits there any more.
+                Err(WriteError::NotResident) => done.push(*number),
+                Err(error) => return Err(error),
+            }
+        }
+        self.decide(&room, &Dequeue(done), &Commit::new()).await?;
+        Ok(decided)
+    }
+
+    /// Lets an event wait no longer, whether or not it was decided.
+    pub async fn unqueue(&self, room: &RoomId, event: &EventId) -> Result<(), WriteError> {
+        let Some(room) = self.room(room).await? else { return Ok(()) };
+        let queued = self.queued(&room).await?;
+        let named = queued.iter().filter(|(_, row, _)| row.event_id == event);
+        let numbers = named.map(|(number, ..)| *number).collect();
+        Ok(self.decide(&room, &Dequeue(numbers), &Commit::new()).await.map(drop)?)
+    }
+
+    /// The events that wait in a room, the oldest first, with the servers that handed us them.
+    pub async fn queued_events(
+        &self,
+        room: &RoomId,
+    ) -> Result<Vec<(VerifiedPdu, OwnedServerName)>, WriteError> {
+        let Some(room) = self.room(room).await? else { return Ok(Vec::new()) };
+        let queued = self.queued(&room).await?;
+        Ok(queued.into_iter().map(|(_, row, pdu)| (pdu, row.origin)).collect())
+    }
+
+    /// Rooms in which events wait: what is to be taken up after a restart.
+    pub async fn rooms_with_queues(&self) -> Result<Vec<OwnedRoomId>, StoreError> {
+        let mut rooms = Vec::new();
+        let mut range = QUEUE.all();
+        while rooms.len() < ROOMS_MAX {
+            let Some(((room, _), _)) = self.store().first(&QUEUE, range.clone()).await? else { break };
+            rooms.extend(self.room_of(room).await?.map(|room| room.room_id.clone()));
+            range = range.from(&(RoomSn(room.0.saturating_add(1)),));
+        }
+        Ok(rooms)
+    }
+
+    async fn queued(&self, room: &RoomInfo) -> Result<Vec<(u64, QueuedRow, VerifiedPdu)>, StoreError> {
+        self.settled(room.sn).await;
+        let range = QUEUE.prefix(&(room.sn,));
+        let rows = self.store().range(&QUEUE, range, Order::Forward, QUEUED_EVENTS_MAX).await?;
+        let mut queued = Vec::with_capacity(rows.len());
+        for ((_, number), row) in rows {
+            let pdu = ReceivedPdu::parse(room.rules, &row.pdu).map_err(|error| StoreError::Corrupt {
+                table: QUEUE.name(),
+                key: format!("{} {number}", room.sn),
+                reason: error.to_string(),
+            })?;
+            queued.push((number, row, pdu.trust_signatures(room.rules)));
+        }
+        Ok(queued)
+    }
+
+    async fn is_here(
+        &self,
+        room: &Arc<RoomInfo>,
+        event: &EventId,
+        as_prev: bool,
+    ) -> Result<bool, StoreError> {
+        let Some(held) = self.events().by_id(room, event).await? else { return Ok(false) };
+        Ok(!as_prev || crate::judge::has_place(&held))
+    }
+}
+
+/// The order in which events are decided: what others refer to comes first.
+pub(crate) fn references_first<'a>(count: usize, pdu: impl Fn(usize) -> &'a Pdu) -> Vec<usize> {
+    let places: HashMap<&EventId, usize> = (0..count).map(|place| (pdu(place).event_id(), place)).collect();
+    let mut order = Vec::with_capacity(count);
+    let mut seen = vec![false; count];
+    for start in 0..count {
+        let mut open = vec![(start, false)];
+        while let Some((place, is_done)) = open.pop() {
+            if is_done {
+                order.push(place);
+                continue;
+            }
+            if std::mem::replace(&mut seen[place], true) {
+                continue;
+            }
+            open.push((place, true));
+            let references = pdu(place).prev_events().iter().chain(pdu(place).auth_events());
+            let given = references.filter_map(|event| places.get(&**event));
+            open.extend(given.filter(|place| !seen[**place]).map(|place| (*place, false)));
+        }
+    }
+    order
+}
+
+struct Enqueue(QueuedRow);
+
+impl Act for Enqueue {
+    type Output = bool;
+    type Error = WriteError;
+
+    fn waits(&self) -> Waits {
+        Waits::ForItsKind
+    }
+
+    async fn decide(&self, turn: &mut Turn) -> Result<bool, WriteError> {
+        let room = turn.room();
+        let range = QUEUE.prefix(&(room.sn,));
+        let rows = turn.rooms.store().range(&QUEUE, range, Order::Forward, QUEUED_EVENTS_MAX + 1).await?;
+        if rows.iter().any(|(_, row)| row.event_id == self.0.event_id) {
+            return Ok(false);
+        }
+        let mut count = rows.len() + 1;
+        let mut bytes = self.0.pdu.len() + rows.iter().map(|(_, row)| row.pdu.len()).sum::<usize>();
+        for (key, row) in rows {
+            if count <= QUEUED_EVENTS_MAX && bytes <= QUEUED_BYTES_MAX {
+                break;
+            }
+            tracing::warn!(
+                room_id = %room.room_id, event_id = %row.event_id,
+                "too many events wait in this room, the oldest is dropped"
+            );
+            count -= 1;
+            bytes -= row.pdu.len();
+            turn.commit.delete(&QUEUE, &key);
+        }
+        let head = &mut turn.change_head().row;
+        let number = head.next_queued;
+        head.next_queued += 1;
+        turn.commit.put_new(&QUEUE, &(room.sn, number), &self.0);
+        Ok(true)
+    }
+}
+
+struct Dequeue(Vec<u64>);
+
+impl Act for Dequeue {
+    type Output = ();
+    type Error = WriteError;
+
+    fn anywhere(&self) -> bool {
+        true
+    }
+
+    fn waits(&self) -> Waits {
+        Waits::ForItsKind
+    }
+
+    async fn decide(&self, turn: &mut Turn) -> Result<(), WriteError> {
+        let room = turn.head.room.sn;
+        for number in &self.0 {
+            turn.commit.delete(&QUEUE, &(room, *number));
+        }
+        Ok(())
+    }
+}
