@@ -124,6 +124,7 @@ impl Rooms {
             let act = PlaceSome { gap, events: rest };
             let placed = self.decide(room, &act, &Commit::new()).await?.output;
             count += placed.count;
+            self.reader().forget_tail(room.sn);
             rest = &rest[placed.taken..];
             if rest.is_empty() {
                 return Ok(Filled::Done { placed: count, gap: placed.gap });

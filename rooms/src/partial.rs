@@ -114,6 +114,7 @@ impl Rooms {
                 }
                 done => {
                     let Done { output: is_complete, .. } = done?;
+                    self.reader().forget_tail(room.sn);
                     if is_complete {
                         return Ok(());
                     }

@@ -144,6 +144,12 @@ impl Reader {
         }))
     }
 
+    /// What stands in a room's timeline changed without an event behind it: history was filled in, or events were
+    /// decided again.
+    pub(crate) fn forget_tail(&self, room: RoomSn) {
+        self.inner.live.tails.remove(&room);
+    }
+
     /// The events of a tail and those that came after it; nothing if that is too much, and everything is to be read.
     /// Of what the tail holds only redactions change the form, and those stand in the timeline.
     async fn go_on_from(&self, room: RoomSn, held: &Tail, whole: Stretch) -> Result<Vec<Placed>, StoreError> {

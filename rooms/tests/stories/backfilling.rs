@@ -159,7 +159,11 @@ async fn redactions_and_threads_of_the_past_are_connected() {
     peer.send(&room, Say { sender: &bob, kind: "m.room.redaction", state_key: None, content }).await;
     world.rooms.enter_room(peer.let_in(&room, &user("alice")).await).await.unwrap();
     let late = peer.pdu(&room, &peer.send(&room, reply("two")).await).await;
-    world.rooms.receive(&built(&late)).await.unwrap();
+    let received = world.rooms.receive(&built(&late)).await.unwrap();
+    let Received::Accepted(upto) = received else { panic!("{received:?}") };
+    let info = world.rooms.room(&room).await.unwrap().unwrap();
+    let tail = async || world.rooms.reader().tail(info.sn, upto, upto).await.unwrap().unwrap();
+    assert!(tail().await.gap);
     let gap = world.last_gap(&room).await.unwrap();
     let mut history = peer.timeline(&room).await;
     // Its server gives the redacted form; another may still have the whole event.
@@ -167,7 +171,8 @@ async fn redactions_and_threads_of_the_past_are_connected() {
     let filled = world.rooms.receive_backfill(&room, gap.at, &plain(&history)).await.unwrap();
     assert!(matches!(filled, Filled::Done { gap: None, .. }), "{filled:?}");
     assert!(world.by_id(&room, &secret).await.is_redacted());
-    let info = world.rooms.room(&room).await.unwrap().unwrap();
+    assert!(!tail().await.gap, "who syncs anew sees that it is filled in");
+    assert_eq!(tail().await.events.len(), history.len() + 1);
     let root = world.by_id(&room, &root).await.sn;
     let thread = world.store.get(&tables::THREADS, &(info.sn, root)).await.unwrap().unwrap().value;
     let late = world.by_id(&room, &late.event_id().to_owned()).await.sn;
