@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use hearth_dag::{Pdu, Rejection, RoomRules, StateKey, VerifiedPdu, check, check_auth_events};
 use hearth_store::{Blob, Commit};
-use ruma::events::StateEventType;
+use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{EventId, OwnedEventId, OwnedUserId, RoomId, UserId};
 
 use crate::append::NewEvent;
@@ -93,10 +93,10 @@ impl CheckedEvents {
 /// The ids of events in an order in which each comes after its auth events, but for those in a loop.
 fn in_order(events: &HashMap<OwnedEventId, VerifiedPdu>) -> Vec<OwnedEventId> {
     // The same whatever the order in which they were told. The create event comes first: since version 12 all events
-    // are allowed by it without naming it.
+    // are allowed by it without naming it, and its creator's join names nothing at all.
     let mut ids: Vec<&OwnedEventId> = events.keys().collect();
-    let names_some = |id: &OwnedEventId| !events[id].pdu().auth_events().is_empty();
-    ids.sort_unstable_by_key(|id| (names_some(id), *id));
+    let is_other = |id: &OwnedEventId| *events[id].pdu().kind() != TimelineEventType::RoomCreate;
+    ids.sort_unstable_by_key(|id| (is_other(id), *id));
     let mut order = Vec::with_capacity(events.len());
     let mut seen: HashSet<&EventId> = HashSet::with_capacity(events.len());
     for start in ids {

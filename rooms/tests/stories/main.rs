@@ -17,5 +17,6 @@ mod remote;
 mod sending;
 mod support;
 mod thin_path;
+mod two_servers;
 mod upkeep;
 mod waiting;
