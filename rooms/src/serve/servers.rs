@@ -133,23 +133,30 @@ impl Rooms {
         position: StreamPosition,
     ) -> Result<RoomServers, StoreError> {
         match self.state_at(room.sn, position).await? {
-            Some((_, row)) if row.partial => {
-                let known = self.servers_of(room, row.snapshot).await?;
-                self.with_told_servers(room, known).await
-            }
-            Some((_, row)) => self.servers_of(room, row.snapshot).await,
+            Some((_, row)) => self.servers_in(room, &row).await,
             None => Ok(RoomServers(Arc::new([]))),
         }
     }
 
-    /// Also the servers whose members we were not told of yet.
-    async fn with_told_servers(
+    /// The servers with joined users in a state of a room. Of a partial state also those that we were told of when we
+    /// joined, and once the members are known, those that are there now.
+    pub(super) async fn servers_in(
         &self,
         room: &RoomInfo,
-        known: RoomServers,
+        state: &SnapshotRow,
     ) -> Result<RoomServers, StoreError> {
-        let Some(row) = self.store().get(&PARTIAL_ROOMS, &room.sn).await? else { return Ok(known) };
-        let all: BTreeSet<OwnedServerName> = known.iter().map(ToOwned::to_owned).chain(row.servers).collect();
+        let known = self.servers_of(room, state.snapshot).await?;
+        if !state.partial {
+            return Ok(known);
+        }
+        let mut all: BTreeSet<OwnedServerName> = known.iter().map(ToOwned::to_owned).collect();
+        if let Some(told) = self.store().get(&PARTIAL_ROOMS, &room.sn).await? {
+            all.extend(told.servers);
+        } else if let Some((_, now)) = self.state_at(room.sn, StreamPosition::MAX).await?
+            && !now.partial
+        {
+            all.extend(self.servers_of(room, now.snapshot).await?.iter().map(ToOwned::to_owned));
+        }
         Ok(RoomServers(all.into_iter().collect()))
     }
 

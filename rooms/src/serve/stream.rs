@@ -91,7 +91,7 @@ impl Rooms {
     ) -> Result<Option<Outgoing>, StoreError> {
         let Some(room) = self.room_of(row.room).await? else { return Ok(None) };
         let Some((_, state)) = self.state_at(row.room, position).await? else { return Ok(None) };
-        let servers = self.servers_of(&room, state.snapshot).await?;
+        let servers = self.servers_in(&room, &state).await?;
         let event = self.events().load(&room, row.event).await?;
         let mut also_to: BTreeSet<OwnedServerName> = row.also_to.into_iter().collect();
         also_to.extend(self.server_removed(&room, &event).await?);
