@@ -115,7 +115,7 @@ impl Rooms {
         let queued = self.queued(&room).await?;
         let named = queued.iter().filter(|(_, row, _)| row.event_id == event);
         let numbers = named.map(|(number, ..)| *number).collect();
-        Ok(self.decide(&room, &Dequeue(numbers), &Commit::new()).await.map(drop)?)
+        self.decide(&room, &Dequeue(numbers), &Commit::new()).await.map(drop)
     }
 
     /// The events that wait in a room, the oldest first, with the servers that handed us them.

@@ -225,6 +225,19 @@ pub fn forge(
     prev: &[&Pdu],
     state: &State,
 ) -> Pdu {
+    let depth = prev.iter().map(|event| event.depth()).max().unwrap_or(0) + 1;
+    forge_at(room, rules, say, prev, state, depth)
+}
+
+/// The same with any depth.
+pub fn forge_at(
+    room: &RoomId,
+    rules: &'static hearth_dag::RoomRules,
+    say: Say<'_>,
+    prev: &[&Pdu],
+    state: &State,
+    depth: i64,
+) -> Pdu {
     static TIME: AtomicU64 = AtomicU64::new(1_700_000_500_000);
     let kind = TimelineEventType::from(say.kind);
     let content = to_raw_value(&say.content).unwrap();
@@ -237,7 +250,7 @@ pub fn forge(
         room_id: Some(room),
         prev_events: &prev_events,
         auth_events: &auth,
-        depth: prev.iter().map(|event| event.depth()).max().unwrap_or(0) + 1,
+        depth,
         origin_server_ts: MilliSecondsSinceUnixEpoch(UInt::new_saturating(now)),
         hashes: None,
     };

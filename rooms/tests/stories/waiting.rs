@@ -81,7 +81,8 @@ async fn what_waits_is_asked_for_and_survives_a_restart() {
     let wanted = world.rooms.wanted(&room).await.unwrap();
     let mut named: Vec<_> = wanted.iter().map(|wanted| wanted.event_id.clone()).collect();
     let mut expected = ids(&[events[2].clone(), events[0].clone()]);
-    (named.sort(), expected.sort());
+    named.sort();
+    expected.sort();
     assert_eq!(named, expected);
     let carol = wanted.iter().find(|wanted| wanted.event_id == *events[0].event_id()).unwrap();
     assert!(carol.as_prev && carol.as_auth);
@@ -196,4 +197,24 @@ async fn what_follows_a_refused_event_has_the_state_before_it() {
     let refused = world.rooms.receive(&built(&intruder)).await.unwrap();
     assert!(matches!(refused, Received::Rejected(Some(_))));
     assert!(matches!(world.rooms.receive(&built(&after)).await.unwrap(), Received::Accepted(_)));
+}
+
+#[tokio::test]
+async fn a_forged_depth_does_not_end_the_room() {
+    let (world, peer, room, events) = story().await;
+    for pdu in &events {
+        world.rooms.receive(&built(pdu)).await.unwrap();
+    }
+    let info = peer.rooms.room(&room).await.unwrap().unwrap();
+    let state = state_of(&peer.rooms, &room).await;
+    let bob = peer.user("bob");
+    let deepest = info.rules.max_depth;
+    let deep = forge_at(&room, info.rules, Say::message(&bob, "deep"), &[&events[4]], &state, deepest);
+    assert!(matches!(world.rooms.receive(&built(&deep)).await.unwrap(), Received::Accepted(_)));
+    let said = world.say("alice", &room, "still here").await.unwrap();
+    let said = world.by_id(&room, &said.event_id).await.pdu.clone();
+    assert_eq!((said.depth(), said.prev_events()), (deepest, &[deep.event_id().to_owned()][..]));
+    for pdu in [&deep, &said] {
+        assert!(matches!(peer.rooms.receive(&built(pdu)).await.unwrap(), Received::Accepted(_)));
+    }
 }
