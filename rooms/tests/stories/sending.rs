@@ -44,8 +44,9 @@ async fn concurrent_repeats_make_one_event_and_commits_are_grouped() {
         assert!(repeats.iter().all(|id| *id == repeats[0]));
     }
     assert_eq!(world.events(&room).await.len(), before.0 + 100);
+    // How many share one depends on how fast the disk is beside the machine; that they do, does not.
     let flushes = world.store.stats().flushes - before.1;
-    assert!(flushes <= 50, "{flushes} flushes for 100 events at once");
+    assert!(flushes < 100, "{flushes} flushes for 100 events at once");
     // Each event follows the one before it: a chain, no forks.
     let events = world.events(&room).await;
     for pair in events.windows(2) {
