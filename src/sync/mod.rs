@@ -186,15 +186,16 @@ impl ClientSync {
                 true => Box::pin(self.look(request, &active, since, next, &sent)).await?,
                 false => None,
             };
+            // The list was given up meanwhile, so it may lack what came: nothing was learnt from it.
+            if active.is_stale() {
+                continue;
+            }
             if news.is_some() || known.is_none() || Instant::now() >= deadline {
                 sent.answered(next);
                 return Ok(news.unwrap_or_else(|| nothing_new(next)));
             }
             // Nothing up to here concerns this client: the next look begins behind it.
             since = Some(next);
-            if active.is_stale() {
-                continue;
-            }
             tokio::select! {
                 biased;
                 () = wakening.wait() => {}

@@ -286,10 +286,11 @@ impl Tracker {
         let users: Vec<OwnedUserId> = state.users.keys().cloned().collect();
         state.log.clear();
         state.log_floor = upto;
-        self.inner.progress.send_replace(upto);
+        // Before anybody is told of the position: whoever has seen it knows that the old lists are stale.
         for user in users {
             state.give_up(&user);
         }
+        self.inner.progress.send_replace(upto);
     }
 }
 

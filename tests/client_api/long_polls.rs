@@ -102,3 +102,37 @@ async fn a_poll_does_not_mind_the_end_of_other_sessions() {
     let news = timeout(SOON, poll).await.unwrap().ok();
     assert_eq!(news["account_data"]["events"][0]["content"], content);
 }
+
+#[tokio::test]
+async fn a_poll_goes_on_when_its_token_is_refreshed() {
+    let server = TestServer::with(|config| config.presence = false).await;
+    let alice = server.user("alice").await;
+    let room = alice.creates_a_public_room().await;
+    let body = json!({
+        "username": "bob", "password": "a long password 1", "refresh_token": true,
+        "auth": { "type": "m.login.dummy" },
+    });
+    let registered =
+        server.request(http::Method::POST, "/_matrix/client/v3/register", None, Some(body)).await.ok();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    let mut bob = alice.clone();
+    bob.user_id = text(&registered["user_id"]).try_into().unwrap();
+    bob.token = text(&registered["access_token"]);
+    bob.joins(&room).await;
+    let since = text(&bob.get("/_matrix/client/v3/sync").await.ok()["next_batch"]);
+
+    let refresh = async {
+        let body = json!({ "refresh_token": registered["refresh_token"] });
+        let path = "/_matrix/client/v3/refresh";
+        let fresh = server.request(http::Method::POST, path, None, Some(body)).await.ok();
+        let mut refreshed = bob.clone();
+        refreshed.token = text(&fresh["access_token"]);
+        // The first use of the new token ends the old one.
+        refreshed.get("/_matrix/client/v3/account/whoami").await.ok();
+        bob.get("/_matrix/client/v3/account/whoami").await.refused(401, "M_UNKNOWN_TOKEN");
+        alice.says(&room, "hello").await;
+    };
+    let path = format!("/_matrix/client/v3/sync?since={since}&timeout=300000");
+    let told = poll_while(&bob, &path, refresh).await.ok();
+    assert_eq!(told["rooms"]["join"][&room]["timeline"]["events"][0]["content"]["body"], "hello");
+}

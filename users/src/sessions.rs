@@ -421,7 +421,8 @@ impl Users {
             let others = device.refresh.iter().filter(|refresh| row.refresh != Some(**refresh));
             others.for_each(|refresh| commit.delete(&REFRESH_TOKENS, refresh));
             let outcome = self.inner.store.commit(commit).await;
-            ended.for_each(|access| self.forget_token(access));
+            // A poll that waits with a replaced token goes on: its client would take the end for a logout.
+            ended.for_each(|access| self.inner.tokens.drop(access));
             match outcome {
                 Ok(_) => return Ok(()),
                 Err(CommitError::Conflict) => {}
