@@ -13,6 +13,7 @@ use crate::{
     destinations::{Destinations, Patience},
     key_store::{Clock, KeyLookupError, KeyStore, KeyStoreOptions, OwnKeys},
     network::Network,
+    verify::Checkers,
     x_matrix::{BadHeader, SignedParts, XMatrix, is_x_matrix, signed_content},
 };
 
@@ -47,6 +48,7 @@ pub struct Federation {
     keys: KeyStore,
     destinations: Destinations,
     client: Client,
+    checkers: Checkers,
 }
 
 /// What a request says of its sender, with the sender's keys; not yet believed.
@@ -118,7 +120,14 @@ impl Federation {
             trusted_key_servers: options.trusted_key_servers,
             clock: options.clock,
         });
-        Self { local_servers: options.local_servers, access: options.access, keys, destinations, client }
+        Self {
+            local_servers: options.local_servers,
+            access: options.access,
+            keys,
+            destinations,
+            client,
+            checkers: Checkers::new(),
+        }
     }
 
     /// Servers' keys.
@@ -144,6 +153,10 @@ impl Federation {
     /// Our names.
     pub fn local_servers(&self) -> &LocalServers {
         &self.local_servers
+    }
+
+    pub(crate) fn checkers(&self) -> &Checkers {
+        &self.checkers
     }
 
     /// Reads the `Authorization` headers of a request, fetches the keys that they name, and refuses what can be refused

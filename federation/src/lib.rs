@@ -17,6 +17,7 @@ mod keys;
 pub mod network;
 pub mod server_name;
 pub mod tables;
+pub mod verify;
 pub mod well_known;
 pub mod x_matrix;
 
@@ -33,3 +34,4 @@ pub use key_store::{
 };
 pub use keys::{KeyError, OldKeyError, OldVerifyKey, load_or_create_key, published_keys, server_keys};
 pub use network::{Limits, Network, NetworkError};
+pub use verify::BadPdu;
