@@ -1,6 +1,8 @@
 //! What an event's content says to the indexes: its relation, whom it mentions, what push rules ask first.
+//! * Text that a row copies is bounded here: no content is too large for its rows.
 
 use hearth_dag::Pdu;
+use hearth_dag::limits::MAX_KEY_BYTES;
 use ruma::{EventId, OwnedEventId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -25,6 +27,10 @@ pub struct RelatesTo {
 
 /// Users that are noted as mentioned; a message with more is judged by its content.
 const MENTIONS_MAX: usize = 50;
+/// Bytes of a display name that the list of members keeps; of a longer one it keeps the beginning.
+const DISPLAY_NAME_MAX: usize = 1000;
+/// Bytes of the address of a picture in the list of members; a longer one is left out, as a part of it leads nowhere.
+const AVATAR_URL_MAX: usize = 1000;
 
 #[derive(Deserialize)]
 struct Content<'a> {
@@ -116,13 +122,18 @@ pub fn facts(kind: &str, content: &str) -> ContentFacts {
         mentioned.clear();
         note = NoteKind::Other;
     }
+    mentioned.retain(|user| user.len() <= MAX_KEY_BYTES);
     ContentFacts { relation, note, mentions_room, mentioned }
 }
 
 fn relates_to(json: &str) -> Option<RelatesTo> {
     let relates: Relates = serde_json::from_str(json).ok()?;
-    let event_id = EventId::parse(relates.event_id?).ok()?;
-    Some(RelatesTo { rel_type: RelType::of(&relates.rel_type?), event_id, key: relates.key })
+    let (event_id, rel_type) = (relates.event_id?, relates.rel_type?);
+    if event_id.len() > MAX_KEY_BYTES || rel_type.len() > MAX_KEY_BYTES {
+        return None;
+    }
+    let event_id = EventId::parse(event_id).ok()?;
+    Some(RelatesTo { rel_type: RelType::of(&rel_type), event_id, key: relates.key })
 }
 
 /// The fields of a member event's content that lists of members show.
@@ -145,6 +156,10 @@ impl MemberContent {
         if read.membership.is_none() {
             read.membership = pdu.membership().map(|membership| membership.to_string());
         }
+        if let Some(name) = &mut read.displayname {
+            name.truncate(name.floor_char_boundary(DISPLAY_NAME_MAX));
+        }
+        read.avatar_url = read.avatar_url.filter(|url| url.len() <= AVATAR_URL_MAX);
         read
     }
 }

@@ -21,3 +21,15 @@ pub enum WriteError {
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+impl WriteError {
+    /// Whether it is about the event itself: it would fail again, whatever happens meanwhile.
+    pub fn is_final(&self) -> bool {
+        use StoreError::{Corrupt, Invalid, TooLarge};
+        match self {
+            WriteError::Forbidden(_) | WriteError::Build(_) => true,
+            WriteError::Store(error) => matches!(error, TooLarge { .. } | Invalid(_) | Corrupt { .. }),
+            WriteError::UnknownRoom | WriteError::NotResident | WriteError::Busy => false,
+        }
+    }
+}

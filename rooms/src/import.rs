@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use hearth_dag::{Pdu, Rejection, RoomRules, StateKey, VerifiedPdu, check, check_auth_events};
-use hearth_store::{Blob, Commit};
+use hearth_store::{Blob, Commit, KEY_MAX};
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{EventId, OwnedEventId, OwnedUserId, RoomId, UserId};
 
@@ -59,13 +59,15 @@ impl CheckedEvents {
         })
     }
 
-    /// Puts events in the order of their references and checks each. Those of another room, those whose auth events
-    /// are missing, in a loop or refused, and those that are refused themselves are dropped.
+    /// Puts events in the order of their references and checks each. Those of another room, those that no row has
+    /// space for, those whose auth events are missing, in a loop or refused, and those that are refused themselves are
+    /// dropped.
     pub(crate) fn of(rules: &RoomRules, room: &RoomId, told: Vec<VerifiedPdu>) -> Self {
         let total = told.len();
         let mut by_id: HashMap<OwnedEventId, VerifiedPdu> = HashMap::with_capacity(total);
         let mut repeats = 0;
-        for event in told.into_iter().filter(|event| event.pdu().room_id() == room) {
+        let is_kept = |event: &VerifiedPdu| event.pdu().room_id() == room && has_keys(event.pdu());
+        for event in told.into_iter().filter(is_kept) {
             let id = event.pdu().event_id().to_owned();
             // A copy whose content hash holds is the better one.
             match by_id.get(&id).is_none_or(|held| held.is_redacted()) {
@@ -88,6 +90,13 @@ impl CheckedEvents {
         checked.dropped = total - repeats - checked.events.len();
         checked
     }
+}
+
+/// Whether an event's type and state key fit into a key of the store, where each zero byte counts twice. Hardly any
+/// event does not; the room of one that does not must be entered all the same.
+fn has_keys(pdu: &Pdu) -> bool {
+    let length = |text: &str| text.len() + text.bytes().filter(|byte| *byte == 0).count();
+    length(&pdu.kind().to_string()) + length(pdu.state_key().unwrap_or_default()) <= KEY_MAX - 32
 }
 
 /// The ids of events in an order in which each comes after its auth events, but for those in a loop.

@@ -2,6 +2,7 @@
 //! * An event waits until what it refers to is here; then it is decided, in whatever order they all came.
 //! * The queue is bounded in events and bytes; the oldest make room, and are asked for again when others name them.
 //! * Deciding an event twice changes nothing: it leaves the queue after its decision.
+//! * No event stands in the way of another: one that cannot be decided or kept at all leaves the queue too.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -86,11 +87,11 @@ impl Rooms {
     }
 
     /// Decides the events of a room's queue whose references are here, those first that others wait for. Says what
-    /// became of each; those that still wait are not named.
+    /// became of each; those that still wait are not named, nor is one that was dropped because it can never be kept.
     pub async fn receive_queued(&self, room: &RoomId) -> Result<Vec<(OwnedEventId, Received)>, WriteError> {
         let Some(room) = self.room(room).await? else { return Ok(Vec::new()) };
         let queued = self.queued(&room).await?;
-        let (mut decided, mut done) = (Vec::new(), Vec::new());
+        let (mut decided, mut done, mut failed) = (Vec::new(), Vec::new(), None);
         let order = references_first(queued.len(), |place| queued[place].2.pdu());
         for place in order {
             let (number, row, pdu) = &queued[place];
@@ -102,11 +103,28 @@ impl Rooms {
                 }
                 // We have left the room: nothing waits there any more.
                 Err(WriteError::NotResident) => done.push(*number),
-                Err(error) => return Err(error),
+                Err(error) if error.is_final() => {
+                    tracing::warn!(
+                        room_id = %room.room_id, event_id = %row.event_id, %error,
+                        "an event that cannot be kept is dropped"
+                    );
+                    done.push(*number);
+                }
+                // It waits for the next time, and so does what follows it.
+                Err(WriteError::Busy) => {}
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
             }
         }
-        self.decide(&room, &Dequeue(done), &Commit::new()).await?;
-        Ok(decided)
+        if !done.is_empty() {
+            self.decide(&room, &Dequeue(done), &Commit::new()).await?;
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(decided),
+        }
     }
 
     /// Lets an event wait no longer, whether or not it was decided.
@@ -140,18 +158,25 @@ impl Rooms {
         Ok(rooms)
     }
 
-    async fn queued(&self, room: &RoomInfo) -> Result<Vec<(u64, QueuedRow, VerifiedPdu)>, StoreError> {
+    async fn queued(&self, room: &Arc<RoomInfo>) -> Result<Vec<(u64, QueuedRow, VerifiedPdu)>, WriteError> {
         self.settled(room.sn).await;
         let range = QUEUE.prefix(&(room.sn,));
         let rows = self.store().range(&QUEUE, range, Order::Forward, QUEUED_EVENTS_MAX).await?;
-        let mut queued = Vec::with_capacity(rows.len());
+        let (mut queued, mut unreadable) = (Vec::with_capacity(rows.len()), Vec::new());
         for ((_, number), row) in rows {
-            let pdu = ReceivedPdu::parse(room.rules, &row.pdu).map_err(|error| StoreError::Corrupt {
-                table: QUEUE.name(),
-                key: format!("{} {number}", room.sn),
-                reason: error.to_string(),
-            })?;
-            queued.push((number, row, pdu.trust_signatures(room.rules)));
+            match ReceivedPdu::parse(room.rules, &row.pdu) {
+                Ok(pdu) => queued.push((number, row, pdu.trust_signatures(room.rules))),
+                Err(why) => {
+                    tracing::warn!(
+                        room_id = %room.room_id, event_id = %row.event_id, %why,
+                        "an event that cannot be read again is dropped"
+                    );
+                    unreadable.push(number);
+                }
+            }
+        }
+        if !unreadable.is_empty() {
+            self.decide(room, &Dequeue(unreadable), &Commit::new()).await?;
         }
         Ok(queued)
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hearth_dag::limits::MAX_KEY_BYTES;
 use hearth_dag::{PowerLevels, redact};
 use hearth_store::{Commit, Order, StoreError};
 
@@ -34,7 +35,9 @@ const PAUSE: Duration = Duration::from_secs(5);
 impl Turn {
     /// A redaction is in the room: marks its target, or waits for it.
     pub(crate) async fn apply_redaction(&mut self, redaction: &StoredEvent) -> Result<(), WriteError> {
-        let Some(target_id) = redaction.pdu.redacts().map(ToOwned::to_owned) else { return Ok(()) };
+        // No event has a longer id.
+        let target_id = redaction.pdu.redacts().filter(|target| target.as_str().len() <= MAX_KEY_BYTES);
+        let Some(target_id) = target_id.map(ToOwned::to_owned) else { return Ok(()) };
         let room = self.head.room.sn;
         let key = (room, EventKey::new(&target_id), redaction.sn);
         let Some(target) = self.event_number(&target_id).await? else {

@@ -6,6 +6,7 @@ mod backfilling;
 mod creating;
 mod entering;
 mod handshakes;
+mod hostile;
 mod invites;
 mod membership;
 mod outgoing;
