@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hearth_rooms::{RoomSn, Rooms, SnapshotId};
 use hearth_store::StoreError;
 use quick_cache::sync::Cache;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// What can be told of a room in a line.
@@ -109,5 +109,64 @@ impl Summary {
             }
             _ => {}
         }
+    }
+}
+
+/// Which rooms of a list are looked for.
+#[derive(Debug, Default, Deserialize)]
+pub struct Filter {
+    generic_search_term: Option<String>,
+    room_types: Option<Vec<Option<String>>>,
+}
+
+impl Filter {
+    /// Whether a room is among those that are looked for.
+    pub fn matches(&self, summary: &Summary) -> bool {
+        let type_fits = self
+            .room_types
+            .as_ref()
+            .is_none_or(|types| types.iter().any(|wanted| wanted.as_deref() == summary.room_type.as_deref()));
+        let term = self.generic_search_term.as_deref().unwrap_or_default().to_lowercase();
+        let texts = [&summary.name, &summary.topic, &summary.canonical_alias];
+        let mut texts = texts.into_iter().flatten();
+        type_fits && (term.is_empty() || texts.any(|text| text.to_lowercase().contains(&term)))
+    }
+}
+
+/// Rooms of a page at most, and where nobody says how many.
+const PAGE_MAX: u64 = 500;
+const PAGE_DEFAULT: u64 = 100;
+
+/// A page of a list of rooms.
+#[derive(Debug, Serialize)]
+pub struct Page<'a> {
+    chunk: &'a [Arc<Summary>],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_batch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_batch: Option<String>,
+    total_room_count_estimate: usize,
+}
+
+impl<'a> Page<'a> {
+    /// The page of these rooms that begins at a token; `None` if the token is none of ours.
+    pub fn of(found: &'a mut [Arc<Summary>], since: Option<&str>, limit: Option<u64>) -> Option<Self> {
+        // Large rooms first; among equals the order must not change between two pages.
+        found.sort_by(|a, b| {
+            b.num_joined_members.cmp(&a.num_joined_members).then_with(|| a.room_id.cmp(&b.room_id))
+        });
+        let limit = usize::try_from(limit.unwrap_or(PAGE_DEFAULT).clamp(1, PAGE_MAX)).unwrap_or(1);
+        let start = match since.filter(|since| !since.is_empty()) {
+            Some(since) => since.strip_prefix('p')?.parse::<usize>().ok()?,
+            None => 0,
+        };
+        let start = start.min(found.len());
+        let end = start.saturating_add(limit).min(found.len());
+        Some(Page {
+            chunk: &found[start..end],
+            next_batch: (end < found.len()).then(|| format!("p{end}")),
+            prev_batch: (start > 0).then(|| format!("p{}", start.saturating_sub(limit))),
+            total_room_count_estimate: found.len(),
+        })
     }
 }

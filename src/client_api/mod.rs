@@ -16,6 +16,7 @@ pub mod login_page;
 pub mod media;
 pub mod membership;
 pub mod messages;
+pub mod openid;
 mod pages;
 pub mod presence;
 pub mod profile;
@@ -77,6 +78,7 @@ pub fn routes() -> Routes {
     legacy_sync::routes(&mut routes);
     account_data::routes(&mut routes);
     filter::routes(&mut routes);
+    openid::routes(&mut routes);
     presence::routes(&mut routes);
     profile::routes(&mut routes);
     push_rules::routes(&mut routes);

@@ -1,7 +1,5 @@
 //! The list of public rooms, and short descriptions of single rooms for those who are not in them.
 
-use std::sync::Arc;
-
 use axum::extract::{FromRef, State};
 use hearth_rooms::{Membership, Rooms, read::Reader, tables::PUBLIC_ROOMS};
 use hearth_store::{Order, Store};
@@ -22,7 +20,7 @@ use crate::{
         JsonBody, JsonResult, LocalUser, MatrixError, PathArgs, Query, RateClass, RawJson, Route, Routes,
         Specimen,
     },
-    summaries::{Summaries, Summary},
+    summaries::{Filter, Page, Summaries, Summary},
 };
 
 /// The chapter's endpoints.
@@ -50,12 +48,6 @@ pub fn routes(routes: &mut Routes) {
             .specimen(Specimen::path("$room").outsider(404, "M_NOT_FOUND"))
             .to(summary),
     );
-}
-
-#[derive(Deserialize, Default)]
-struct Filter {
-    generic_search_term: Option<String>,
-    room_types: Option<Vec<Option<String>>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -94,21 +86,8 @@ async fn search_public_rooms(
     list(&app, query, &body.filter).await
 }
 
-/// Rooms of a page at most, and if the client does not say.
-const MAX_PAGE: u64 = 500;
-const DEFAULT_PAGE: u64 = 100;
 /// Published rooms looked at.
 const MAX_LISTED: usize = 50_000;
-
-#[derive(Serialize)]
-struct Page<'a> {
-    chunk: &'a [Arc<Summary>],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_batch: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    prev_batch: Option<String>,
-    total_room_count_estimate: usize,
-}
 
 async fn list(app: &App, query: ListQuery, filter: &Filter) -> JsonResult {
     if query.server.as_deref().is_some_and(|server| server != app.config.server_name.as_str()) {
@@ -119,26 +98,10 @@ async fn list(app: &App, query: ListQuery, filter: &Filter) -> JsonResult {
     let published = store.range(&PUBLIC_ROOMS, PUBLIC_ROOMS.all(), Order::Forward, MAX_LISTED).await?;
     let mut found = Vec::new();
     for (room, _) in published {
-        found.extend(summaries.of(room).await?.filter(|summary| matches(summary, filter)));
+        found.extend(summaries.of(room).await?.filter(|summary| filter.matches(summary)));
     }
-    // Large rooms first; among equals the order must not change between two pages.
-    found.sort_by(|a, b| {
-        b.num_joined_members.cmp(&a.num_joined_members).then_with(|| a.room_id.cmp(&b.room_id))
-    });
-    let limit = usize::try_from(query.limit.unwrap_or(DEFAULT_PAGE).clamp(1, MAX_PAGE)).unwrap_or(1);
-    let start = match query.since.as_deref().filter(|since| !since.is_empty()) {
-        Some(since) => since.strip_prefix('p').and_then(|start| start.parse::<usize>().ok()),
-        None => Some(0),
-    };
-    let start = start.ok_or_else(|| MatrixError::invalid_param("not a pagination token of this server"))?;
-    let start = start.min(found.len());
-    let end = start.saturating_add(limit).min(found.len());
-    RawJson::of(&Page {
-        chunk: &found[start..end],
-        next_batch: (end < found.len()).then(|| format!("p{end}")),
-        prev_batch: (start > 0).then(|| format!("p{}", start.saturating_sub(limit))),
-        total_room_count_estimate: found.len(),
-    })
+    let page = Page::of(&mut found, query.since.as_deref(), query.limit);
+    RawJson::of(&page.ok_or_else(|| MatrixError::invalid_param("not a pagination token of this server"))?)
 }
 
 #[derive(Serialize)]
@@ -197,18 +160,6 @@ async fn is_allowed(rooms: &Rooms, user: Option<&LocalUser>, summary: &Summary) 
         }
     }
     Ok(false)
-}
-
-/// Whether a room is among those that are looked for.
-fn matches(summary: &Summary, filter: &Filter) -> bool {
-    let type_fits = filter
-        .room_types
-        .as_ref()
-        .is_none_or(|types| types.iter().any(|wanted| wanted.as_deref() == summary.room_type.as_deref()));
-    let term = filter.generic_search_term.as_deref().unwrap_or_default().to_lowercase();
-    let texts = [&summary.name, &summary.topic, &summary.canonical_alias];
-    let mut texts = texts.into_iter().flatten();
-    type_fits && (term.is_empty() || texts.any(|text| text.to_lowercase().contains(&term)))
 }
 
 /// Whose rooms may be listed.

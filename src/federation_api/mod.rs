@@ -1,7 +1,15 @@
-//! What other servers may ask of this one. For now: its keys and those it knows, its version, profiles and aliases.
-//! A handler that names `RemoteServer` is only reached by requests that a server signed for us.
+//! What other servers may ask of this one, a file per chapter of the specification.
+//! * A handler that names `RemoteServer` is only reached by requests that a server signed for us.
+//! * Questions about a room go through `gate`: the room's ACL is asked before anything is told or taken.
 
+mod errors;
+mod events;
+mod gate;
+mod invites;
 mod keys;
+mod listing;
+mod membership;
+mod people;
 mod queries;
 
 use http::Method;
@@ -13,6 +21,11 @@ use crate::http::{Auth, RawJson, Route, Routes, Specimen};
 pub fn routes(routes: &mut Routes) {
     keys::routes(routes);
     queries::routes(routes);
+    events::routes(routes);
+    membership::routes(routes);
+    invites::routes(routes);
+    listing::routes(routes);
+    people::routes(routes);
     let version = Route::at(Method::GET, "/_matrix/federation/v1/version", Auth::None);
     routes.add(version.specimen(Specimen::path("")).to(version_of_this_server));
 }
