@@ -1,7 +1,7 @@
 //! The own account: who am I, password, deactivation.
 
 use axum::extract::State;
-use hearth_rooms::{Membership, MembershipError, Removal, Remove};
+use hearth_rooms::{Membership, MembershipError, Removal, Remove, WriteError};
 use hearth_store::Commit;
 use hearth_users::{Kind, Users};
 use ruma::api::client::account::{ThirdPartyIdRemovalStatus, change_password, deactivate, whoami};
@@ -73,10 +73,12 @@ async fn deactivate_account(
 /// Closes an account for good, whoever wants it: sessions and settings first, then the rooms. Once begun it goes on
 /// without whoever waits for it, and over restarts.
 pub async fn close_account(app: &App, user: &ruma::UserId, erase: bool) -> Result<(), MatrixError> {
-    app.users.deactivate(user, erase).await?;
     let (app, user) = (app.clone(), user.to_owned());
-    let rest = tokio::spawn(async move { finish_closing(&app, &user).await });
-    rest.await.map_err(MatrixError::internal)?
+    let closing = tokio::spawn(async move {
+        app.users.deactivate(&user, erase).await?;
+        finish_closing(&app, &user).await
+    });
+    closing.await.map_err(MatrixError::internal)?
 }
 
 /// Goes on with the deactivations that were under way when the server stopped.
@@ -110,8 +112,10 @@ async fn finish_closing(app: &App, user: &ruma::UserId) -> Result<(), MatrixErro
     Ok(())
 }
 
-/// Leaves what was joined, rejects invites and takes back knocks. A room that does not let go holds up no other.
+/// Leaves what was joined, rejects invites and takes back knocks. A room that does not let go holds up no other; where
+/// it may do so later, that is an error.
 async fn leave_all_rooms(app: &App, user: &ruma::UserId) -> Result<(), MatrixError> {
+    let mut again = None;
     for (room, row) in app.rooms.memberships(user).await? {
         if matches!(row.value.membership, Membership::Leave | Membership::Ban) {
             continue;
@@ -130,7 +134,10 @@ async fn leave_all_rooms(app: &App, user: &ruma::UserId) -> Result<(), MatrixErr
         };
         if let Err(error) = left {
             tracing::warn!(%user, room_id = %room.room_id, %error, "a closed account stays in a room");
+            if matches!(error, MembershipError::Write(WriteError::Busy | WriteError::Store(_))) {
+                again = Some(error);
+            }
         }
     }
-    Ok(())
+    again.map_or(Ok(()), |error| Err(error.into()))
 }

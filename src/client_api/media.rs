@@ -342,10 +342,7 @@ impl From<UploadError> for MatrixError {
         let message = error.to_string();
         match error {
             UploadError::Receive(ReceiveError::TooLarge { .. }) => Self::too_large(message),
-            UploadError::Receive(ReceiveError::BrokenOff(error)) if body::is_too_long(&*error) => {
-                body::too_long()
-            }
-            UploadError::Receive(ReceiveError::BrokenOff(_)) => Self::unknown(message),
+            UploadError::Receive(ReceiveError::BrokenOff(error)) => body::unreadable(&*error),
             UploadError::Receive(ReceiveError::DiskFull) => {
                 Self::new(StatusCode::INSUFFICIENT_STORAGE, "M_UNKNOWN", message)
             }

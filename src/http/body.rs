@@ -3,6 +3,7 @@
 //! * Most clients look for an answer only when they have sent all, and lose it if the connection is cut before. So
 //!   whatever a refusal leaves of a body is read and thrown away, within the bounds of [`ReadOn`].
 //! * What is read whole takes about as much memory as it has bytes, however small its pieces are.
+//! * A body has to come in at [`SLOWEST`] after a start of [`PATIENCE`]: nobody holds a request open for nothing.
 
 use std::{
     pin::Pin,
@@ -12,11 +13,18 @@ use std::{
 };
 
 use axum::body::{Body, Bytes, HttpBody};
+use http::StatusCode;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Frame, SizeHint};
 use parking_lot::Mutex;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{MatrixError, route::BodyLimit};
+
+/// How long a body may take before it is counted what came.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes in a second that a body has to bring after that: the slowest of phones do.
+const SLOWEST: u64 = 1024;
 
 /// How much of a refused body is read on, and for how long. Whoever sends more, or slower, gets the answer with the
 /// connection's end.
@@ -49,13 +57,21 @@ pub struct Rest(Arc<Mutex<Shared>>);
 
 struct Shared {
     body: Body,
-    /// Somebody has asked for it, so a client that waits to be asked has begun to send.
-    begun: bool,
+    /// When somebody first asked for it: from then on a client that waits to be asked sends.
+    begun: Option<Instant>,
+    bytes: u64,
+    /// Made when there is something to wait for.
+    deadline: Option<Pin<Box<Sleep>>>,
 }
+
+/// The rest of the body did not come.
+#[derive(Debug, thiserror::Error)]
+#[error("the rest of the request's body did not come in time")]
+struct TooSlow;
 
 /// Divides a body into what a handler may read, at most `limit` bytes, and what is left of it then.
 pub fn divide(body: Body, limit: usize) -> (Body, Rest) {
-    let shared = Arc::new(Mutex::new(Shared { body, begun: false }));
+    let shared = Arc::new(Mutex::new(Shared { body, begun: None, bytes: 0, deadline: None }));
     (Body::new(Limited::new(Handed(shared.clone()), limit)), Rest(shared))
 }
 
@@ -63,7 +79,7 @@ impl Rest {
     /// Reads on. A client that `waits` to be asked for its body, and was not, has nothing under way.
     pub async fn discard(self, within: ReadOn, waits: bool) {
         let mut body = Handed(self.0);
-        if body.is_end_stream() || (waits && !body.0.lock().begun) {
+        if body.is_end_stream() || (waits && body.0.lock().begun.is_none()) {
             return;
         }
         let reading = async {
@@ -90,9 +106,20 @@ impl HttpBody for Handed {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let mut shared = self.0.lock();
-        shared.begun = true;
-        Pin::new(&mut shared.body).poll_frame(context)
+        let shared = &mut *self.0.lock();
+        let begun = *shared.begun.get_or_insert_with(Instant::now);
+        if let Poll::Ready(frame) = Pin::new(&mut shared.body).poll_frame(context) {
+            if let Some(Ok(frame)) = &frame {
+                shared.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
+            }
+            return Poll::Ready(frame);
+        }
+        let until = begun + PATIENCE + Duration::from_secs(shared.bytes / SLOWEST);
+        let deadline = shared.deadline.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if deadline.deadline() != until {
+            deadline.as_mut().reset(until);
+        }
+        deadline.as_mut().poll(context).map(|()| Some(Err(axum::Error::new(TooSlow))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -108,10 +135,7 @@ impl HttpBody for Handed {
 pub async fn whole(mut body: Body) -> Result<Bytes, MatrixError> {
     let mut whole = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| match is_too_long(&error) {
-            true => too_long(),
-            false => MatrixError::unknown(format!("the request's body could not be read: {error}")),
-        })?;
+        let frame = frame.map_err(|error| unreadable(&error))?;
         let Ok(piece) = frame.into_data() else { continue };
         if whole.is_empty() && body.is_end_stream() {
             return Ok(piece);
@@ -126,16 +150,17 @@ pub fn too_long() -> MatrixError {
     MatrixError::too_large("the request is too large")
 }
 
-/// Whether a body could not be read because it is longer than its route's limit.
-pub fn is_too_long(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut error = Some(error);
-    while let Some(one) = error {
-        if one.is::<LengthLimitError>() {
-            return true;
-        }
-        error = one.source();
+/// The refusal of a body that could not be read: longer than its route's limit, too slow, or broken off.
+pub fn unreadable(error: &(dyn std::error::Error + 'static)) -> MatrixError {
+    let causes = || std::iter::successors(Some(error), |error| error.source());
+    if causes().any(|cause| cause.is::<LengthLimitError>()) {
+        return too_long();
     }
-    false
+    let message = format!("the request's body could not be read: {error}");
+    match causes().any(|cause| cause.is::<TooSlow>()) {
+        true => MatrixError::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", message),
+        false => MatrixError::unknown(message),
+    }
 }
 
 #[cfg(test)]
@@ -179,6 +204,24 @@ mod tests {
         drop(handed);
         rest.discard(ReadOn::STRANGER, true).await;
         assert_eq!(taken.load(Ordering::Relaxed), 0);
+    }
+
+    // A drop now and then does not keep a request open for ever; one who sends steadily may take long.
+    #[tokio::test(start_paused = true)]
+    async fn who_sends_too_slowly_is_refused() {
+        let drops = |length: usize| {
+            let drops = stream::repeat(Bytes::from(vec![b' '; length])).then(|drop| async move {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Ok::<_, Infallible>(drop)
+            });
+            Body::from_stream(drops.take(100))
+        };
+        let started = Instant::now();
+        let (handed, _) = divide(drops(10), 10 * KIB);
+        assert_eq!(whole(handed).await.unwrap_err().status, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(started.elapsed(), PATIENCE);
+        let (handed, _) = divide(drops(5 * KIB), 500 * KIB);
+        assert_eq!(whole(handed).await.unwrap().len(), 500 * KIB);
     }
 
     #[tokio::test]

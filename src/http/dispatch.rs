@@ -171,7 +171,6 @@ impl Dispatcher {
         let mut read_on = ReadOn::STRANGER;
         if route.auth == Auth::Server {
             parts.extensions.insert(claim_of_server(&self.app.federation, &parts.headers).await?);
-            read_on = ReadOn::of(route.body_limit);
         }
         if let Some(user) = self.authenticate(route, &parts.headers, &parts.uri, client).await? {
             self.charge(route, Asker::User(user.user_id.clone()), &user)?;

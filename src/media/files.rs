@@ -27,7 +27,7 @@ use super::{
     buffers::{Buffers, PIECE},
     ids,
     reading::Reader,
-    writing::{Batch, Writer},
+    writing::{Batch, Folders, Writer},
 };
 
 /// Bytes of an upload that are gathered before they are written: most files are then one visit to a thread that may
@@ -64,7 +64,7 @@ impl FileId {
 /// The folder with all files.
 #[derive(Debug)]
 pub struct Files {
-    root: PathBuf,
+    folders: Arc<Folders>,
     reserve: u64,
     buffers: Arc<Buffers>,
     large_batches: Semaphore,
@@ -113,7 +113,8 @@ impl Files {
             fs::remove_dir_all(&incoming)?;
         }
         let (buffers, arriving) = (Arc::default(), Arc::default());
-        Ok(Self { root, reserve, buffers, large_batches: Semaphore::new(LARGE_BATCHES), arriving })
+        let folders = Arc::new(Folders::of(root));
+        Ok(Self { folders, reserve, buffers, large_batches: Semaphore::new(LARGE_BATCHES), arriving })
     }
 
     /// Takes in a file of at most `limit` bytes. It stays, over power cuts too, once this returns.
@@ -147,9 +148,9 @@ impl Files {
                 continue;
             }
             let (gathered, open) = (std::mem::take(&mut batch), writer.take());
-            let (root, place, reserve) = (self.root.clone(), self.place(id), self.reserve);
+            let (folders, place, reserve) = (self.folders.clone(), self.place(id), self.reserve);
             let written = blocking(move || {
-                let mut writer: Writer = open.map_or_else(|| Writer::create(&root, place, reserve), Ok)?;
+                let mut writer: Writer = open.map_or_else(|| Writer::create(folders, place, reserve), Ok)?;
                 writer.write(gathered)?;
                 if ended { writer.finish().map(|()| None) } else { Ok(Some(writer)) }
             });
@@ -191,7 +192,7 @@ impl Files {
     /// The files in one of the 256 folders, at most about `most`, that are older than `before_ms` and are not being
     /// received. Blocks.
     pub fn settled(&self, folder: u8, before_ms: u64, most: usize) -> io::Result<Vec<FileId>> {
-        let entries = match fs::read_dir(self.root.join(format!("{folder:02x}"))) {
+        let entries = match fs::read_dir(self.folders.root().join(format!("{folder:02x}"))) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
@@ -227,22 +228,22 @@ impl Files {
 
     pub fn place(&self, id: FileId) -> PathBuf {
         let (folder, name) = id.parts();
-        self.root.join(folder).join(name)
+        self.folders.root().join(folder).join(name)
     }
 
     /// Where a derived file lies.
     pub fn derived_place(&self, id: FileId, suffix: &str) -> PathBuf {
         let (folder, name) = id.parts();
-        self.root.join(DERIVED).join(folder).join(format!("{name}-{suffix}"))
+        self.folders.root().join(DERIVED).join(folder).join(format!("{name}-{suffix}"))
     }
 
     /// Writes a derived file. Blocks.
     pub fn write_derived(&self, place: &Path, content: &[u8]) -> io::Result<()> {
         let (folder, name) = FileId::random().parts();
-        let incoming = Incoming(self.root.join(INCOMING).join(format!("{folder}{name}")));
+        let incoming = Incoming(self.folders.root().join(INCOMING).join(format!("{folder}{name}")));
         let mut file = match File::create_new(&incoming.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(self.root.join(INCOMING))?;
+                fs::create_dir_all(self.folders.root().join(INCOMING))?;
                 File::create_new(&incoming.0)?
             }
             made => made?,

@@ -295,9 +295,17 @@ impl Tracker {
 }
 
 impl State {
-    /// Notes the changes in the lists of those whom they concern, whom the caller then wakes.
+    /// Notes the changes in the lists of those whom they concern, whom the caller then wakes. Whose memberships have not
+    /// been followed so far came into being meanwhile, and is read again.
     fn apply(&mut self, changes: Vec<(StreamPosition, Change)>) -> Vec<Arc<Active>> {
         let mut woken = Vec::new();
+        for (position, change) in &changes {
+            let Change::User(user) = change else { continue };
+            let is_behind = |active: &Arc<Active>| active.view.lock().memberships_until < *position;
+            if self.users.get(user).is_some_and(is_behind) {
+                self.give_up(user);
+            }
+        }
         for (position, change) in &changes {
             match change {
                 Change::Room(room) => {
@@ -515,5 +523,28 @@ impl Wakening<'_> {
 impl Drop for Wakening<'_> {
     fn drop(&mut self) {
         self.active.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::user_id;
+
+    use super::*;
+
+    // Read before the change was visible, entered after memberships were followed, before the rest was: the list lacks
+    // the room and must not be used.
+    #[test]
+    fn a_list_that_came_between_is_read_again() {
+        let (alice, bob) = (user_id!("@alice:a.test"), user_id!("@bob:a.test"));
+        let at = StreamPosition::new;
+        let mut state = State::default();
+        let until = |position| View { memberships_until: at(position), ..View::default() };
+        let behind = state.insert(alice, until(7), at(7), 0).unwrap();
+        let followed = state.insert(bob, until(8), at(7), 0).unwrap();
+        let change = |user: &UserId| (at(8), Change::User(user.to_owned()));
+        let woken = state.apply(vec![change(alice), change(bob)]);
+        assert!(behind.is_stale() && !state.users.contains_key(alice));
+        assert!(!followed.is_stale() && woken.len() == 1);
     }
 }

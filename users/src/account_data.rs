@@ -204,7 +204,14 @@ impl Users {
                 (kind == IGNORED_USERS).then(|| self.inner.ignores.changing(user.as_str().into())),
                 (kind == PUSH_RULES).then(|| self.inner.push_rules.changing(user.as_str().into())),
             );
-            let outcome = self.commit_changes(Some(user), None, commit).await;
+            // The guards go with a cancelled caller; what was cached meanwhile goes when the change is there.
+            let (id, kind) = (Arc::<str>::from(user.as_str()), kind.to_owned());
+            let done = self.commit_changes(Some(user), None, commit, move |users| match kind.as_str() {
+                IGNORED_USERS => users.inner.ignores.drop(&id),
+                PUSH_RULES => users.inner.push_rules.drop(&id),
+                _ => {}
+            });
+            let outcome = done.await;
             drop(caching);
             match outcome {
                 Ok(committed) => return Ok(Some(committed.last())),

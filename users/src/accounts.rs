@@ -179,12 +179,13 @@ impl Users {
             }
             self.first_profile(&new.user_id, new.displayname.as_deref(), &mut commit);
             let started = session.as_ref().map(|session| self.new_device(session, &mut commit));
-            match self.inner.store.commit(commit).await {
-                Ok(_) => {
-                    self.inner.accounts.drop(&id.as_str().into());
-                    self.inner.profiles.drop(&id.as_str().into());
-                    return Ok(started);
-                }
+            let made = id.clone();
+            let done = self.commit_then(commit, move |users, _| {
+                users.inner.accounts.drop(&made.as_str().into());
+                users.inner.profiles.drop(&made.as_str().into());
+            });
+            match done.await {
+                Ok(_) => return Ok(started),
                 Err(CommitError::Conflict) => {}
                 Err(CommitError::Store(error)) => return Err(error.into()),
             }
@@ -287,10 +288,12 @@ impl Users {
             let mut commit = Commit::new();
             commit.expect(&ACCOUNTS, &id, &before);
             commit.put(&ACCOUNTS, &id, &after);
-            let outcome = self.inner.store.commit(commit).await;
-            self.inner.accounts.drop(&id.as_str().into());
-            self.inner.endings.wake_all();
-            match outcome {
+            let changed = id.clone();
+            let done = self.commit_then(commit, move |users, _| {
+                users.inner.accounts.drop(&changed.as_str().into());
+                users.inner.endings.wake_all();
+            });
+            match done.await {
                 Ok(_) => return Ok(after),
                 Err(CommitError::Conflict) => {}
                 Err(CommitError::Store(error)) => return Err(error.into()),

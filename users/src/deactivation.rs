@@ -29,9 +29,7 @@ impl Users {
     /// Closes the account, and notes that what belongs to it is still to go: [`Users::clear_account`], then the rooms,
     /// which are for the caller, then [`Users::deactivated`].
     pub async fn deactivate(&self, user: &UserId, erase: bool) -> Result<(), AccountError> {
-        self.close_account(user, erase).await?;
-        self.inner.endings.wake_all();
-        Ok(())
+        self.close_account(user, erase).await
     }
 
     /// Removes what belonged to a closed account: sessions, devices, profile, account data and filters go, the name
@@ -84,9 +82,12 @@ impl Users {
             commit.put(&ACCOUNTS, &id, &after);
             commit.delete(&PASSWORDS, &id);
             commit.put(&DEACTIVATIONS, &id, &DeactivationRecord { erase: after.erased });
-            let outcome = self.inner.store.commit(commit).await;
-            self.inner.accounts.drop(&id.as_str().into());
-            match outcome {
+            let closed = id.clone();
+            let done = self.commit_then(commit, move |users, _| {
+                users.inner.accounts.drop(&closed.as_str().into());
+                users.inner.endings.wake_all();
+            });
+            match done.await {
                 Ok(_) => return Ok(()),
                 Err(CommitError::Conflict) => {}
                 Err(CommitError::Store(error)) => return Err(error.into()),
@@ -102,9 +103,11 @@ impl Users {
         commit.delete_range_later(&ACCOUNT_DATA_CHANGES, &ACCOUNT_DATA_CHANGES.prefix(&id));
         commit.delete_range_later(&FILTERS, &FILTERS.prefix(&id));
         commit.delete(&FILTER_IDS, &id);
-        self.inner.store.commit(commit).await?;
-        self.inner.push_rules.drop(&id.as_str().into());
-        self.inner.ignores.drop(&id.as_str().into());
+        let done = self.commit_then(commit, move |users, _| {
+            users.inner.push_rules.drop(&id.as_str().into());
+            users.inner.ignores.drop(&id.as_str().into());
+        });
+        done.await?;
         Ok(())
     }
 }

@@ -141,13 +141,15 @@ impl Users {
             if commit.is_empty() {
                 return Ok(());
             }
-            let outcome = self.inner.store.commit(commit).await;
-            tokens.iter().for_each(|hash| self.forget_token(hash));
-            match outcome {
-                Ok(_) => {
-                    keys.iter().for_each(|key| self.inner.seen.forget(key));
-                    return Ok(());
+            let removed = keys.clone();
+            let done = self.commit_then(commit, move |users, outcome| {
+                tokens.iter().for_each(|hash| users.forget_token(hash));
+                if outcome.is_ok() {
+                    removed.iter().for_each(|key| users.inner.seen.forget(key));
                 }
+            });
+            match done.await {
+                Ok(_) => return Ok(()),
                 Err(CommitError::Conflict) => {}
                 Err(CommitError::Store(error)) => return Err(error.into()),
             }

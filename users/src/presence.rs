@@ -186,29 +186,22 @@ impl Presence {
         self.state.lock().users.get(user).map_or_else(PresenceView::offline, |present| present.view(now))
     }
 
-    /// Who changed after `since` among the users that `wanted` names, at most `limit`, with the counter read up to.
-    /// Where too much has happened to tell, everyone who is known counts as changed.
+    /// Who changed after `since` among the users that `wanted` names, with the counter read up to. Where too much has
+    /// happened to tell, everyone who is known counts as changed; more than [`MAX_PRESENT_USERS`] never are.
     pub fn changes_since(
         &self,
         since: u64,
-        limit: usize,
         wanted: impl Fn(&UserId) -> bool,
     ) -> (Vec<(OwnedUserId, PresenceView)>, u64) {
         let now = Instant::now();
         let state = self.state.lock();
         let since = if state.floor > since { 0 } else { since };
-        let mut changed = Vec::new();
-        for (counter, user) in state.order.range(since.saturating_add(1)..) {
-            if changed.len() >= limit {
-                return (changed, counter - 1);
-            }
-            if wanted(user)
-                && let Some(present) = state.users.get(user)
-            {
-                changed.push((user.clone(), present.view(now)));
-            }
-        }
-        (changed, state.counter)
+        let changed = state.order.range(since.saturating_add(1)..).map(|(_, user)| user);
+        let views = changed.filter(|user| wanted(user)).filter_map(|user| {
+            let present = state.users.get(user)?;
+            Some((user.clone(), present.view(now)))
+        });
+        (views.collect(), state.counter)
     }
 
     /// Lets time pass over the users, for ever. One task of the server runs this.
@@ -388,7 +381,7 @@ mod tests {
         let seen = presence.counter();
         tokio::time::sleep(Duration::from_secs(310)).await;
         assert_eq!(presence.of(alice).presence, PresenceState::Unavailable);
-        assert_eq!(presence.changes_since(seen, 10, |_| true).0.len(), 1);
+        assert_eq!(presence.changes_since(seen, |_| true).0.len(), 1);
         drop(presence.syncing(alice, &PresenceState::Online));
         assert_eq!(presence.of(alice).presence, PresenceState::Unavailable, "a poll is no activity");
         presence.active(alice);
@@ -410,7 +403,7 @@ mod tests {
             presence.active(alice);
         }
         assert_eq!(presence.counter(), seen);
-        assert_eq!(presence.changes_since(seen, 10, |_| true), (vec![], seen));
+        assert_eq!(presence.changes_since(seen, |_| true), (vec![], seen));
     }
 
     // Those who saw a user hear that they are gone, and of nobody else.
@@ -422,12 +415,12 @@ mod tests {
         presence.set(bob, PresenceState::Online, None);
         let seen = presence.counter();
         presence.gone(alice);
-        let (changes, seen_now) = presence.changes_since(seen, 10, |_| true);
+        let (changes, seen_now) = presence.changes_since(seen, |_| true);
         let [(user, view)] = &changes[..] else { panic!("{changes:?}") };
         assert_eq!((&**user, &view.presence, view.currently_active), (alice, &PresenceState::Offline, false));
         assert_eq!(view.status_msg.as_deref(), Some("here"));
         presence.forget(alice);
-        let (changes, seen) = presence.changes_since(seen_now, 10, |_| true);
+        let (changes, seen) = presence.changes_since(seen_now, |_| true);
         assert_eq!(changes, vec![(alice.to_owned(), PresenceView::offline())]);
         presence.forget(alice);
         presence.gone(user_id!("@never:seen"));
@@ -455,9 +448,9 @@ mod tests {
         let presence = presence(PresenceOptions::default());
         let alice = user_id!("@alice:a");
         presence.set(alice, PresenceState::Unavailable, Some("lunch".to_owned()));
-        let (changes, _) = presence.changes_since(0, 10, |user| user == alice);
+        let (changes, _) = presence.changes_since(0, |user| user == alice);
         assert_eq!(changes[0].1.status_msg.as_deref(), Some("lunch"));
-        assert_eq!(presence.changes_since(0, 10, |_| false).0, vec![]);
+        assert_eq!(presence.changes_since(0, |_| false).0, vec![]);
     }
 
     // Switched off, everyone is offline and nothing is held.

@@ -136,9 +136,11 @@ impl Users {
             }
             commit.put(&PROFILES, &id, &bytes);
             move_words(user, before.displayname(), after.displayname(), &mut commit);
-            let outcome = self.inner.store.commit(commit).await;
-            self.inner.profiles.drop(&id.as_str().into());
-            match outcome {
+            let changed = id.clone();
+            let done = self.commit_then(commit, move |users, _| {
+                users.inner.profiles.drop(&changed.as_str().into());
+            });
+            match done.await {
                 Ok(_) => {
                     let rooms_follow = before.displayname() != after.displayname()
                         || before.avatar_url() != after.avatar_url();
@@ -171,9 +173,7 @@ impl Users {
         for word in words(user, decoded(row.as_ref()).displayname()) {
             commit.delete(&DIRECTORY_WORDS, &(word, id.clone()));
         }
-        let outcome = self.inner.store.commit(commit).await;
-        self.inner.profiles.drop(&id.as_str().into());
-        outcome?;
+        self.commit_then(commit, move |users, _| users.inner.profiles.drop(&id.as_str().into())).await?;
         Ok(())
     }
 }

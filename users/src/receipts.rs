@@ -135,7 +135,7 @@ impl Users {
             }
             let of_user = marker_moved.then_some(user);
             let of_room = receipts_moved.then_some(room);
-            match self.commit_changes(of_user, of_room, commit).await {
+            match self.commit_changes(of_user, of_room, commit, |_| ()).await {
                 Ok(committed) => return Ok(Some(committed.last())),
                 Err(CommitError::Conflict) => {}
                 Err(CommitError::Store(error)) => return Err(error.into()),

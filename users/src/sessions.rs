@@ -204,11 +204,11 @@ impl Users {
                 None => self.new_device(&new, &mut commit),
                 Some(known) => self.replace_tokens(&new, known, &mut commit),
             };
-            let outcome = self.inner.store.commit(commit).await;
-            if let Some(known) = &known {
-                known.access.iter().for_each(|hash| self.forget_token(hash));
-            }
-            match outcome {
+            let ended = known.map_or_else(Vec::new, |known| known.access);
+            let done = self.commit_then(commit, move |users, _| {
+                ended.iter().for_each(|hash| users.forget_token(hash));
+            });
+            match done.await {
                 Ok(_) => return Ok(session),
                 Err(CommitError::Conflict) => {}
                 Err(CommitError::Store(error)) => return Err(error.into()),
@@ -257,9 +257,10 @@ impl Users {
             }
             put_tokens(&new, &mut after, &mut commit);
             commit.put(&DEVICES, &key, &after);
-            let outcome = self.inner.store.commit(commit).await;
-            dropped.iter().for_each(|hash| self.forget_token(hash));
-            match outcome {
+            let done = self.commit_then(commit, move |users, _| {
+                dropped.iter().for_each(|hash| users.forget_token(hash));
+            });
+            match done.await {
                 Ok(_) => return Ok(new.session(user_id, device_id)),
                 Err(CommitError::Conflict) => {}
                 Err(CommitError::Store(error)) => return Err(error.into()),
@@ -416,14 +417,15 @@ impl Users {
             commit.expect(&DEVICES, &key, &device);
             commit.put(&DEVICES, &key, &after);
             commit.put(&ACCESS_TOKENS, &hash, &AccessToken { unconfirmed: false, ..row.clone() });
-            let ended = device.access.iter().filter(|access| **access != hash);
-            ended.clone().for_each(|access| commit.delete(&ACCESS_TOKENS, access));
+            let ended: Vec<_> = device.access.into_iter().filter(|access| *access != hash).collect();
+            ended.iter().for_each(|access| commit.delete(&ACCESS_TOKENS, access));
             let others = device.refresh.iter().filter(|refresh| row.refresh != Some(**refresh));
             others.for_each(|refresh| commit.delete(&REFRESH_TOKENS, refresh));
-            let outcome = self.inner.store.commit(commit).await;
             // A poll that waits with a replaced token goes on: its client would take the end for a logout.
-            ended.for_each(|access| self.inner.tokens.drop(access));
-            match outcome {
+            let done = self.commit_then(commit, move |users, _| {
+                ended.iter().for_each(|access| users.inner.tokens.drop(access));
+            });
+            match done.await {
                 Ok(_) => return Ok(()),
                 Err(CommitError::Conflict) => {}
                 Err(CommitError::Store(error)) => return Err(error.into()),

@@ -199,12 +199,13 @@ impl Users {
     }
 
     /// Commits what `/sync` shows of `user` (and of a room's receipts): marked as changing from before the submission
-    /// until the position is known, also where the caller is cancelled.
+    /// until the position is known. `then` as in [`Users::commit_then`].
     pub(crate) async fn commit_changes(
         &self,
         user: Option<&UserId>,
         room: Option<&RoomId>,
         mut commit: Commit,
+        then: impl FnOnce(&Self) + Send + 'static,
     ) -> Result<Committed, CommitError> {
         let user: Option<Arc<str>> = user.map(|user| user.as_str().into());
         let room: Option<Arc<str>> = room.map(|room| room.as_str().into());
@@ -216,17 +217,31 @@ impl Users {
             commit.touch(Topic::new(b'c', room.as_bytes()));
             self.inner.receipt_changes.begin(room);
         }
-        let pending = self.inner.store.submit(commit);
-        let inner = self.inner.clone();
-        let outcome = tokio::spawn(async move {
-            let outcome = pending.await;
+        self.commit_then(commit, move |users, outcome| {
             let position = outcome.as_ref().ok().map(Committed::last);
             if let Some(user) = &user {
-                inner.user_changes.finish(user, position);
+                users.inner.user_changes.finish(user, position);
             }
             if let Some(room) = &room {
-                inner.receipt_changes.finish(room, position);
+                users.inner.receipt_changes.finish(room, position);
             }
+            then(users);
+        })
+        .await
+    }
+
+    /// Commits, and then does in memory what must follow, whatever the outcome: also where the caller is cancelled, as
+    /// when a client goes away while its request is answered. A token that has ended on the disk must not live on here.
+    pub(crate) async fn commit_then(
+        &self,
+        commit: Commit,
+        then: impl FnOnce(&Self, &Result<Committed, CommitError>) + Send + 'static,
+    ) -> Result<Committed, CommitError> {
+        let pending = self.inner.store.submit(commit);
+        let users = self.clone();
+        let outcome = tokio::spawn(async move {
+            let outcome = pending.await;
+            then(&users, &outcome);
             outcome
         });
         outcome.await.unwrap_or(Err(CommitError::Store(StoreError::Closed)))
