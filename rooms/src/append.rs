@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hearth_dag::{Draft, Pdu, Place, auth_keys, check_with};
+use hearth_dag::{Draft, Pdu, Place, auth_keys, check_with, redact};
 use hearth_store::{Positioned, StreamPosition};
 use ruma::events::{StateEventType, TimelineEventType};
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedServerName, ServerName, UInt, UserId};
@@ -208,6 +208,10 @@ impl Turn {
         head.row.extremities.push(stored.sn);
         head.extremities.push(event_id.clone());
         head.row.depth = head.row.depth.max(depth);
+        if head.row.extremities.len() == 1 {
+            // All that was merged is in the state before this event.
+            self.forget_merged();
+        }
         if stored.header.kind == "m.room.redaction" {
             self.apply_redaction(&stored).await?;
         }
@@ -218,9 +222,17 @@ impl Turn {
     /// The rows of a new event. Says its number and, for a live one, its position.
     pub(crate) async fn store_event(
         &mut self,
-        new: NewEvent,
+        mut new: NewEvent,
     ) -> Result<(Arc<StoredEvent>, StreamPosition), WriteError> {
         let room = self.room();
+        // One that was held already may have been redacted before it got its place.
+        let redacted_by = match new.known {
+            Some(known) => self.status(known).await?.redacted_by,
+            None => None,
+        };
+        if redacted_by.is_some() {
+            new.pdu = redact(room.rules, &new.pdu);
+        }
         let pdu = &new.pdu;
         let sn = match new.known {
             Some(known) => known,
@@ -264,6 +276,8 @@ impl Turn {
         };
         if large {
             self.put(&LARGE_BODIES, &(room.sn, sn), hearth_store::Blob(pdu.bytes().clone()));
+        } else if redacted_by.is_some() {
+            self.commit.delete(&LARGE_BODIES, &(room.sn, sn));
         }
         let body = if large { bytes::Bytes::new() } else { pdu.bytes().clone() };
         self.put_event(sn, EventRow { position: slot, header: header.clone(), body });
@@ -287,7 +301,12 @@ impl Turn {
         }
         if new.known.is_some() {
             // Readers that remember it as it was see by this row that it changed.
-            self.put_status(sn, EventStatusRow { status: Some(new.status), ..EventStatusRow::default() });
+            let status = Some(new.status);
+            let body_redacted = redacted_by.is_some();
+            self.put_status(
+                sn,
+                EventStatusRow { status, redacted_by, body_redacted, ..EventStatusRow::default() },
+            );
         } else if stored.header.state_key.is_some() {
             self.index_auth(&stored).await?;
         }

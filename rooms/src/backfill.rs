@@ -3,9 +3,9 @@
 //!   state, and leaves the current state as it is. Refused ones are kept apart.
 //! * First all are decided, the oldest first; then they take their places, the newest first, so that the timeline has
 //!   no other gap than the one that moves. Nothing goes into the stream of what is new.
-//! * Only what leads to the gap has a place there, whatever else a peer gives.
+//! * Only what leads to the gap is looked at, whatever else a peer gives.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use hearth_dag::VerifiedPdu;
@@ -19,7 +19,7 @@ use crate::events::{RoomInfo, StoredEvent};
 use crate::forks::DUMMY_EVENT;
 use crate::ids::{SnapshotId, TimelineOrder};
 use crate::import::Members;
-use crate::judge::has_place;
+use crate::judge::is_decided;
 use crate::kind::Kind;
 use crate::lane::{Act, Waits};
 use crate::missing::Gap;
@@ -72,6 +72,9 @@ impl Rooms {
         let events = &events[..events.len().min(BACKFILL_MAX)];
         let events: Vec<&Filling> =
             events.iter().filter(|filling| filling.event.pdu().room_id() == room.room_id).collect();
+        let leading = self.leading(&room, gap, &events).await?;
+        let events: Vec<&Filling> =
+            events.into_iter().filter(|filling| leading.contains(filling.event.pdu().event_id())).collect();
         let order = references_first(events.len(), |place| events[place].event.pdu());
         let mut fill = Vec::with_capacity(events.len());
         for place in order {
@@ -80,7 +83,7 @@ impl Rooms {
             // Where it was decided before, nothing is to be told.
             let held = self.events().by_id(&room, event.pdu().event_id()).await?;
             if let Some(state) = state_before
-                && held.is_none_or(|held| !has_place(&held))
+                && held.is_none_or(|held| !is_decided(&held))
             {
                 match self.hold_state(&room, state, Members::Told).await? {
                     Ok(state) => told = Some(state.snapshot),
@@ -110,6 +113,39 @@ impl Rooms {
         // The newest first.
         ids.reverse();
         self.place_all(&room, gap, &ids).await
+    }
+
+    /// The events from which a gap's last missing events are reached, as far as they are given or were refused.
+    async fn leading(
+        &self,
+        room: &Arc<RoomInfo>,
+        gap: TimelineOrder,
+        given: &[&Filling],
+    ) -> Result<HashSet<OwnedEventId>, WriteError> {
+        self.settled(room.sn).await;
+        let Some((_, row)) = self.gap_of(room.sn, gap.anchor).await? else { return Ok(HashSet::new()) };
+        let given: HashMap<&EventId, &VerifiedPdu> =
+            given.iter().map(|filling| (filling.event.pdu().event_id(), &filling.event)).collect();
+        let mut leads: HashSet<OwnedEventId> = row.missing.iter().cloned().collect();
+        let mut open = row.missing;
+        let mut steps = 0;
+        while let Some(id) = open.pop() {
+            steps += 1;
+            if steps > FRONTIER_MAX {
+                break;
+            }
+            let prev = match given.get(&*id) {
+                Some(event) => event.pdu().prev_events().to_vec(),
+                None => match self.events().by_id(room, &id).await? {
+                    Some(held) if is_decided(&held) && held.order().is_none() => {
+                        held.pdu.prev_events().to_vec()
+                    }
+                    _ => continue,
+                },
+            };
+            open.extend(prev.into_iter().filter(|event| leads.insert(event.clone())));
+        }
+        Ok(leads)
     }
 
     async fn place_all(
@@ -178,7 +214,7 @@ impl DecideSome<'_> {
     ) -> Result<(), WriteError> {
         let pdu = fill.event.pdu();
         let held = turn.held(pdu.event_id()).await?;
-        if held.as_ref().is_some_and(|held| has_place(held)) {
+        if held.as_ref().is_some_and(|held| is_decided(held)) {
             return Ok(());
         }
         let auth = match turn.auth_events(pdu).await? {
@@ -188,7 +224,7 @@ impl DecideSome<'_> {
                 return Ok(());
             }
         };
-        let prev = turn.prev_events(pdu).await?;
+        let prev = turn.prev_events_that(pdu, is_decided).await?;
         if !prev.missing.is_empty() && fill.told.is_none() {
             // One that follows another of the same answer waits for that one only.
             let mut waits = false;
@@ -330,7 +366,7 @@ impl Turn {
         status.order = Some(order);
         self.put_status(event.sn, status);
         let placed = self.event(event.sn).await?;
-        let missing = self.prev_events(&placed.pdu).await?.missing;
+        let missing = self.prev_events_that(&placed.pdu, is_decided).await?.missing;
         self.note_missing(placed.sn, &missing);
         self.arrived(&placed, Some(order.anchor)).await?;
         if placed.header.kind == DUMMY_EVENT {

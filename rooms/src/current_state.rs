@@ -21,18 +21,26 @@ const MEMBERS_AT_ONCE: usize = 200;
 impl Turn {
     /// The current state becomes that of all extremities together.
     pub(crate) async fn resolve_head(&mut self, slot: StreamPosition) -> Result<(), WriteError> {
-        let after = self.state_of(&self.head.row.extremities.clone()).await?;
+        self.merge_surplus().await?;
+        let mut forks = self.states_after(&self.head.row.extremities.clone()).await?;
+        forks.extend(self.head.merged);
+        let after = self.resolve(forks).await?;
         self.set_state(after, slot).await
     }
 
     /// The state after several events together.
     pub(crate) async fn state_of(&mut self, events: &[EventSn]) -> Result<SnapshotId, WriteError> {
-        let mut forks = Vec::with_capacity(events.len());
+        let forks = self.states_after(events).await?;
+        self.resolve(forks).await
+    }
+
+    async fn states_after(&mut self, events: &[EventSn]) -> Result<Vec<SnapshotId>, WriteError> {
+        let mut forks = Vec::with_capacity(events.len() + 1);
         for event in events {
             let event = self.event(*event).await?;
             forks.push(self.state_after(&event).await?);
         }
-        self.resolve(forks).await
+        Ok(forks)
     }
 
     /// The room's state after an event that was checked.

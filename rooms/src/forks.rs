@@ -1,6 +1,9 @@
 //! Rooms with many forward extremities are healed by an event that says nothing.
 //! * Each extremity makes every further event dearer: its state is resolved with all others'.
-//! * The event stands in no timeline; other servers get it as any other.
+//! * A head keeps so many extremities. The state of further ones, the oldest, is merged: it stays a part of the room's
+//!   state until an event of ours follows all of the head.
+//! * The event stands in no timeline; other servers get it as any other. It has as many prev events as any event of
+//!   ours, so that several may be needed.
 
 use hearth_dag::Draft;
 use hearth_store::{Commit, Order};
@@ -9,21 +12,29 @@ use ruma::{OwnedUserId, RoomId, UserId};
 use serde_json::value::RawValue;
 
 use crate::errors::WriteError;
+use crate::ids::{EventSn, SnapshotId};
 use crate::lane::{Act, Done};
 use crate::rooms::Rooms;
 use crate::send::Sent;
-use crate::tables::{MEMBERS, Membership};
+use crate::tables::{MEMBERS, MERGED_FORKS, Membership, SnapshotRow};
 use crate::turn::Turn;
 
 /// The type of events that only join forks. Clients are not shown them.
 pub const DUMMY_EVENT: &str = "org.matrix.dummy_event";
 /// A room with more forward extremities is healed.
 pub const EXTREMITIES_LEFT_ALONE: usize = 10;
+/// Forward extremities that a head keeps.
+const EXTREMITIES_MAX: usize = 100;
+/// Events that are made at once: more than it takes for all extremities of a head.
+const DUMMIES_MAX: usize = 10;
 /// Members among whom one is looked for who may send it.
 const SENDERS_LOOKED_AT: usize = 10_000;
 
 impl Rooms {
-    /// Joins the forks of a room if there are too many, in the name of a user of ours who may. Says what was sent.
+    /// Joins the forks of a room if there are too many, in the name of a user of ours who may. Says what was sent last.
+    ///
+    /// To be called whenever a server's events were taken into a room, after each run of its queue: where nothing is
+    /// to be done, it reads nothing but the head in memory.
     pub async fn merge_forks(&self, room: &RoomId) -> Result<Option<Sent>, WriteError> {
         let room = self.room(room).await?.ok_or(WriteError::UnknownRoom)?;
         let Done { output, committed } = self.decide(&room, &MergeForks, &Commit::new()).await?;
@@ -41,14 +52,58 @@ impl Act for MergeForks {
     type Error = WriteError;
 
     async fn decide(&self, turn: &mut Turn) -> Result<Self::Output, WriteError> {
-        if turn.head.row.extremities.len() <= EXTREMITIES_LEFT_ALONE {
+        if !turn.has_too_many_forks() {
             return Ok(None);
         }
         let Some(sender) = sender(turn).await? else { return Ok(None) };
-        let content = RawValue::from_string("{}".to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned());
-        let kind = TimelineEventType::from(DUMMY_EVENT);
-        let draft = Draft { sender, kind, state_key: None, content, redacts: None };
-        turn.append(draft.into()).await.map(Some)
+        let mut sent = None;
+        for _ in 0..DUMMIES_MAX {
+            if !turn.has_too_many_forks() {
+                break;
+            }
+            let content =
+                RawValue::from_string("{}".to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned());
+            let (sender, kind) = (sender.clone(), TimelineEventType::from(DUMMY_EVENT));
+            let draft = Draft { sender, kind, state_key: None, content, redacts: None };
+            sent = Some(turn.append(draft.into()).await?);
+        }
+        Ok(sent)
+    }
+}
+
+impl Turn {
+    fn has_too_many_forks(&self) -> bool {
+        self.head.row.extremities.len() > EXTREMITIES_LEFT_ALONE || self.head.merged.is_some()
+    }
+
+    /// Takes the oldest extremities out of a head that has too many, and merges their state.
+    pub(crate) async fn merge_surplus(&mut self) -> Result<(), WriteError> {
+        let surplus = self.head.row.extremities.len().saturating_sub(EXTREMITIES_MAX);
+        if surplus == 0 {
+            return Ok(());
+        }
+        let head = self.change_head();
+        head.extremities.drain(..surplus);
+        let oldest: Vec<EventSn> = head.row.extremities.drain(..surplus).collect();
+        let mut forks: Vec<SnapshotId> = self.head.merged.into_iter().collect();
+        for event in oldest {
+            let event = self.event(event).await?;
+            forks.push(self.state_after(&event).await?);
+        }
+        let snapshot = self.resolve(forks).await?;
+        let room = self.head.room.sn;
+        self.put(&MERGED_FORKS, &room, SnapshotRow { snapshot, partial: self.head.row.partial_state });
+        self.change_head().merged = Some(snapshot);
+        Ok(())
+    }
+
+    /// Nothing is merged any more: what counts of it is in the state otherwise.
+    pub(crate) fn forget_merged(&mut self) {
+        if self.head.merged.is_some() {
+            let room = self.head.room.sn;
+            self.delete(&MERGED_FORKS, &room);
+            self.change_head().merged = None;
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::events::{Events, RoomInfo, StoredEvent};
 use crate::ids::{EventSn, SnapshotId, StateKeySn};
 use crate::kind::Kind;
 use crate::seams::random_number;
-use crate::tables::{HEAD_VERSIONS, HEADS, HeadRow, Residency};
+use crate::tables::{HEAD_VERSIONS, HEADS, HeadRow, MERGED_FORKS, Residency};
 
 /// State events that a head remembers.
 const REMEMBERED_STATE: usize = 96;
@@ -33,6 +33,8 @@ pub(crate) struct Head {
     pub(crate) incarnation: u32,
     /// The ids of `row.extremities`.
     pub(crate) extremities: Vec<OwnedEventId>,
+    /// What [`MERGED_FORKS`] holds.
+    pub(crate) merged: Option<SnapshotId>,
     pub(crate) facts: Facts,
     pub(crate) state: HashMap<StateKey, Option<Arc<StoredEvent>>>,
     pub(crate) keys: HashMap<StateKey, StateKeySn>,
@@ -77,6 +79,7 @@ impl Head {
             version: None,
             incarnation: random_number(),
             extremities: Vec::new(),
+            merged: None,
             facts: Facts::default(),
             state: HashMap::new(),
             keys: HashMap::new(),
@@ -95,7 +98,8 @@ impl Head {
         let row = row.value;
         let extremities = events.load_many(&room, &row.extremities).await?;
         let extremities = extremities.iter().map(|event| event.header.event_id.clone()).collect();
-        Ok(Some(Head { row, version: Some(version), extremities, ..Head::new(room) }))
+        let merged = store.get(&MERGED_FORKS, &room.sn).await?.map(|merged| merged.snapshot);
+        Ok(Some(Head { row, version: Some(version), extremities, merged, ..Head::new(room) }))
     }
 
     /// Whether we take part: we decide, also on a state that we do not fully hold yet.

@@ -34,12 +34,21 @@ impl Turn {
         }
     }
 
-    /// Finds the prev events of an event. An outlier's place is not known: it counts as missing.
+    /// Finds the prev events of an event that comes now. One that has no place counts as missing.
     pub(crate) async fn prev_events(&self, pdu: &Pdu) -> Result<Prev, WriteError> {
+        self.prev_events_that(pdu, has_place).await
+    }
+
+    /// Finds the prev events of an event: those of which `is_here` holds, and the others.
+    pub(crate) async fn prev_events_that(
+        &self,
+        pdu: &Pdu,
+        is_here: impl Fn(&StoredEvent) -> bool,
+    ) -> Result<Prev, WriteError> {
         let mut prev = Prev { held: Vec::new(), missing: Vec::new() };
         for event in pdu.prev_events() {
             match self.held(event).await? {
-                Some(event) if has_place(&event) => prev.held.push(event),
+                Some(event) if is_here(&event) => prev.held.push(event),
                 _ => prev.missing.push(event.clone()),
             }
         }
@@ -148,8 +157,13 @@ impl Turn {
     }
 }
 
-/// Whether the state before an event is known.
+/// Whether an event is decided, and stands in the timeline if it is in the room.
 pub(crate) fn has_place(event: &StoredEvent) -> bool {
+    is_decided(event) && (event.status() != Status::Accepted || event.order().is_some())
+}
+
+/// Whether the state before an event is known.
+pub(crate) fn is_decided(event: &StoredEvent) -> bool {
     match event.status() {
         Status::Outlier => false,
         Status::Rejected => event.snapshot_before().is_some(),

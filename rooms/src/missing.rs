@@ -37,6 +37,19 @@ impl Rooms {
         let rows = self.store().range(&GAPS, range, Order::Backward, 1).await?;
         Ok(rows.into_iter().next().map(|((_, at), row)| Gap { at, missing: row.missing }))
     }
+
+    /// The gap of an anchor as the store has it.
+    pub(crate) async fn gap_of(
+        &self,
+        room: RoomSn,
+        anchor: StreamPosition,
+    ) -> Result<Option<(TimelineOrder, GapRow)>, StoreError> {
+        let range = GAPS
+            .prefix(&(room,))
+            .from(&(room, TimelineOrder { anchor, sub: 0 }))
+            .up_to(&(room, TimelineOrder::live(anchor)));
+        Ok(self.store().first(&GAPS, range).await?.map(|((_, at), row)| (at, row)))
+    }
 }
 
 impl Turn {
@@ -78,11 +91,7 @@ impl Turn {
         anchor: StreamPosition,
     ) -> Result<Option<(TimelineOrder, GapRow)>, StoreError> {
         let room = self.head.room.sn;
-        let range = GAPS
-            .prefix(&(room,))
-            .from(&(room, TimelineOrder { anchor, sub: 0 }))
-            .up_to(&(room, TimelineOrder::live(anchor)));
-        let Some(((_, at), _)) = self.rooms.store().first(&GAPS, range).await? else { return Ok(None) };
+        let Some((at, _)) = self.rooms.gap_of(room, anchor).await? else { return Ok(None) };
         // As this turn has left it.
         Ok(self.get(&GAPS, &(room, at)).await?.map(|row| (at, row)))
     }

@@ -23,8 +23,6 @@ use crate::snapshot::StateChange;
 use crate::tables::*;
 use crate::turn::Turn;
 
-/// Forward extremities that a head keeps. The oldest are dropped: their events stay in the timeline.
-const EXTREMITIES_MAX: usize = 100;
 /// How often members are written first because a state differs in more than a commit holds.
 const MEMBERS_FIRST_MAX: usize = 8;
 
@@ -176,6 +174,8 @@ impl Act for Receive {
             match held.status() {
                 Status::Outlier if !self.as_outlier => {}
                 Status::Outlier => return Ok(Received::Outlier),
+                // Decided with others of the past, and left without a place among them: it has one at the end.
+                Status::Accepted if !self.as_outlier && held.order().is_none() => {}
                 Status::Accepted => return Ok(Received::Accepted(held.position)),
                 Status::SoftFailed => return Ok(Received::SoftFailed(None)),
                 // Refused beside the room: the state before it is still to be found, for what follows it.
@@ -416,8 +416,6 @@ impl Turn {
         if !is_followed || kept.is_empty() {
             kept.push((stored.sn, stored.header.event_id.clone()));
         }
-        let surplus = kept.len().saturating_sub(EXTREMITIES_MAX);
-        kept.drain(..surplus);
         (head.row.extremities, head.extremities) = kept.into_iter().unzip();
         head.row.depth = head.row.depth.max(stored.header.depth);
     }

@@ -107,6 +107,10 @@ pub const TO_REDACT: Table<(RoomSn, EventSn), ()> = Table::new("bodies_to_redact
 pub const PARTIAL_ROOMS: Table<RoomSn, PartialRoomRow> = Table::chunked("partial_rooms", Space(0x44));
 /// Events that were decided on a partial state, in the order of deciding.
 pub const PARTIAL_EVENTS: Table<(RoomSn, u64), EventSn> = Table::new("partial_events", Space(0x45));
+/// The state after extremities that were too many for the head: it counts until an event of ours follows them all.
+pub const MERGED_FORKS: Table<RoomSn, SnapshotRow> = Table::mutable("merged_forks", Space(0x46));
+/// Members of ours whose rows do not yet say what the room's state says: too many changed at once.
+pub const LATE_MEMBERS: Table<RoomSn, LateMembersRow> = Table::chunked("late_members", Space(0x47));
 /// Runs of events of one minute: (minutes since 1970, the first event of the run). A run goes on to the first event
 /// of another minute.
 pub const MINUTES: Table<(RoomSn, u32, EventSn), ()> = Table::new("minutes", Space(0x3f));
@@ -356,6 +360,12 @@ pub struct PartialRoomRow {
     pub servers: Vec<OwnedServerName>,
 }
 
+/// Membership keys whose rows are to be brought to the room's state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LateMembersRow {
+    pub keys: Vec<StateKeySn>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateKeyRow {
     pub kind: Kind,
@@ -433,6 +443,7 @@ impl Record for GapRow {}
 impl Record for MissingRow {}
 impl Record for QueuedRow {}
 impl Record for PartialRoomRow {}
+impl Record for LateMembersRow {}
 impl Record for StateKeyRow {}
 impl Record for MemberRow {}
 impl Record for RedactionRow {}

@@ -100,6 +100,8 @@ fn tables() -> Vec<Readable> {
         Readable::of(rooms::AUTH_CHAIN_LINKS),
         Readable::of(rooms::PARTIAL_ROOMS),
         Readable::of(rooms::PARTIAL_EVENTS),
+        Readable::of(rooms::MERGED_FORKS),
+        Readable::of(rooms::LATE_MEMBERS),
         Readable::of(users::ACCOUNTS),
         Readable::secret(users::PASSWORDS),
         Readable::of(users::ACCESS_TOKENS),

@@ -178,3 +178,59 @@ async fn redactions_and_threads_of_the_past_are_connected() {
     let late = world.by_id(&room, &late.event_id().to_owned()).await.sn;
     assert_eq!((thread.count, thread.latest), (2, late), "the last reply stays the last");
 }
+
+#[tokio::test]
+async fn what_did_not_lead_to_the_gap_has_a_place_when_it_comes() {
+    let (world, peer, room) = entered(3).await;
+    let history = peer.timeline(&room).await;
+    let info = peer.rooms.room(&room).await.unwrap().unwrap();
+    let state = state_of(&peer.rooms, &room).await;
+    let bob = peer.user("bob");
+    let stray = forge(&room, info.rules, Say::message(&bob, "stray"), &[&history[history.len() - 3]], &state);
+    let told = with_state(&world, &peer, &room, &history[history.len() - 2]).await.state_before;
+    let gap = world.last_gap(&room).await.unwrap();
+    let filling = Filling { event: built(&stray), state_before: told.clone() };
+    let filled = world.rooms.receive_backfill(&room, gap.at, &[filling]).await.unwrap();
+    assert!(matches!(filled, Filled::Done { placed: 0, gap: Some(_) }), "{filled:?}");
+    let mut received = world.rooms.receive(&built(&stray)).await.unwrap();
+    if matches!(received, Received::Missing { .. }) {
+        received = world.rooms.receive_with_state(&built(&stray), &told.unwrap()).await.unwrap();
+    }
+    let Received::Accepted(position) = received else { panic!("{received:?}") };
+    assert_eq!(ids(&timeline(&world.rooms, &world.store, &room).await).last().unwrap(), stray.event_id());
+    let stored = world.by_id(&room, &stray.event_id().to_owned()).await;
+    assert_eq!(stored.order(), Some(TimelineOrder::live(position)));
+}
+
+#[tokio::test]
+async fn a_redaction_that_came_before_the_place_of_its_target_holds() {
+    let (world, peer) = (World::new().await, Peer::new("peer.test").await);
+    let room = peer.room("bob", Preset::PublicChat).await;
+    let bob = peer.user("bob");
+    let topic = Say::state(&bob, "m.room.topic", "", json!({ "topic": "secret" }));
+    let topic = peer.send(&room, topic).await;
+    let topic = peer.pdu(&room, &topic).await;
+    world.rooms.enter_room(peer.let_in(&room, &user("alice")).await).await.unwrap();
+    let content = json!({ "redacts": topic.event_id() });
+    let redaction = Say { sender: &bob, kind: "m.room.redaction", state_key: None, content };
+    let redaction = peer.pdu(&room, &peer.send(&room, redaction).await).await;
+    assert!(matches!(world.rooms.receive(&built(&redaction)).await.unwrap(), Received::Accepted(_)));
+    let id = topic.event_id().to_owned();
+    assert!(world.by_id(&room, &id).await.is_redacted());
+    // Its server gives the history with the whole event.
+    let gap = world.last_gap(&room).await.unwrap();
+    let mut history = peer.timeline(&room).await;
+    history.retain(|event| event.event_id() != redaction.event_id());
+    for event in &mut history {
+        if event.event_id() == topic.event_id() {
+            *event = topic.clone();
+        }
+    }
+    let filled = world.rooms.receive_backfill(&room, gap.at, &plain(&history)).await.unwrap();
+    assert!(matches!(filled, Filled::Done { gap: None, .. }), "{filled:?}");
+    let world = World::on(world.store.clone());
+    let stored = world.by_id(&room, &id).await;
+    assert!(stored.is_redacted() && stored.order().is_some());
+    assert!(!stored.pdu.json().contains("secret"));
+    assert_eq!(world.state(&room, "m.room.topic", "").await, Some(json!({})));
+}

@@ -2,7 +2,6 @@
 
 use hearth_dag::Pdu;
 use hearth_rooms::*;
-use hearth_store::Order;
 use ruma::OwnedRoomId;
 use serde_json::{Value, json};
 
@@ -89,4 +88,45 @@ async fn a_room_with_an_event_that_cannot_be_kept_is_entered() {
     enter.state.push(built(&no_key_has_space_for_it(&peer, &room, &last, &state)));
     assert_eq!(world.rooms.enter_room(enter).await.unwrap().dropped, 1);
     assert_eq!(state_of(&world.rooms, &room).await, state);
+}
+
+#[tokio::test]
+async fn forks_take_nothing_from_the_state_and_are_merged() {
+    const FORKS: usize = 130;
+    let (world, peer, room, join, state) = entered().await;
+    let bob = peer.user("bob");
+    let keys: Vec<String> = (0..FORKS).map(|number| number.to_string()).collect();
+    for key in &keys {
+        let fork = Say::state(&bob, "org.example.fork", key, json!({ "is": key }));
+        let fork = forge(&room, rules(), fork, &[&join], &state);
+        assert!(matches!(world.rooms.receive(&built(&fork)).await.unwrap(), Received::Accepted(_)));
+    }
+    let has_all = async |world: &World| {
+        for key in &keys {
+            assert_eq!(world.state(&room, "org.example.fork", key).await, Some(json!({ "is": key })));
+        }
+    };
+    assert!(world.head(&room).await.extremities.len() <= 100);
+    has_all(&world).await;
+    // A process that comes after knows of all of them too, and one event more does not end them.
+    let world = World::on(world.store.clone());
+    let last = forge(&room, rules(), Say::message(&bob, "one more"), &[&join], &state);
+    assert!(matches!(world.rooms.receive(&built(&last)).await.unwrap(), Received::Accepted(_)));
+    has_all(&world).await;
+
+    let before = world.head(&room).await.extremities;
+    world.rooms.merge_forks(&room).await.unwrap().unwrap();
+    let after = world.head(&room).await.extremities;
+    assert!(after.len() <= EXTREMITIES_LEFT_ALONE && after.iter().all(|event| !before.contains(event)));
+    let info = world.rooms.room(&room).await.unwrap().unwrap();
+    for event in world.rooms.events().load_many(&info, &after).await.unwrap() {
+        assert!((1..=20).contains(&event.pdu.prev_events().len()));
+        assert_eq!(*event.header.kind.as_str(), *DUMMY_EVENT);
+    }
+    has_all(&world).await;
+    while world.rooms.merge_forks(&room).await.unwrap().is_some() {}
+    world.say("alice", &room, "as ever").await.unwrap();
+    has_all(&world).await;
+    assert!(world.store.get(&tables::MERGED_FORKS, &info.sn).await.unwrap().is_none());
+    assert_eq!(world.head(&room).await.extremities.len(), 1);
 }
