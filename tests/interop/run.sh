@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every interop suite against the release binary, and ends with how many checks passed and failed.
 #
-#   run.sh [SUITE…]     first-command, contract, matrix-js-sdk, matrix-nio, kill, resolution (default: all)
+#   run.sh [SUITE…]     first-command, contract, matrix-js-sdk, matrix-nio, kill, resolution, synapse (default: all but the last)
 #
 # What the suites need is installed under target/interop, from the lock files beside them; nothing else is touched.
 #
@@ -9,6 +9,7 @@
 #   HEARTH            the binary (default: target/release/hearth of this repository, built if it is not there)
 #   INTEROP_PORT      first of six free ports (default 18700); the first command needs its own 8008
 #   INTEROP_ROUNDS    how often the server is killed (default 8)
+#   INTEROP_PEERS     the two servers that the suite synapse plays with (default hearth,synapse)
 #   INTEROP_GRAPHS    random rooms of each family of room versions that are resolved beside Synapse (default 2000)
 #   INTEROP_URL       another server to play the client suites against; with INTEROP_FOREIGN=1 where it is not Hearth
 set -euo pipefail
@@ -49,6 +50,12 @@ install_resolution() {
         --target-dir "$repository/target"
 }
 
+# Synapse, and what speaks to it.
+install_synapse() {
+    python_environment synapse
+    python_environment matrix-nio
+}
+
 # What requirements.txt of a folder beside this file lists, in an environment of its own.
 python_environment() {
     local at=$work/$1 listed=$here/$1/requirements.txt
@@ -86,6 +93,16 @@ resolution() {
     done
     echo "$agreed passed, $((${#versions[@]} - agreed)) failed"
     [ "$agreed" = "${#versions[@]}" ]
+}
+
+# Two servers that share rooms. What they logged stays beside what the suite said.
+synapse() {
+    local status=0 log
+    "$work/matrix-nio/bin/python" "$here/synapse/scenarios.py" "$work/peers" "$port" || status=$?
+    for log in "$work"/peers/*/{hearth,synapse}.log; do
+        [ ! -e "$log" ] || cp "$log" "$work/logs/synapse-$(basename "$(dirname "$log")").log"
+    done
+    return "$status"
 }
 
 # Plays a client suite against a fresh server, whose log must be free of errors afterwards.
@@ -144,6 +161,12 @@ for name in "${suites[@]}"; do
     resolution)
         install_resolution
         suite "$name" resolution
+        ;;
+    synapse)
+        began=$SECONDS
+        install_synapse
+        echo "== $name installed in $((SECONDS - began)) s"
+        suite "$name" synapse
         ;;
     matrix-js-sdk | matrix-nio)
         began=$SECONDS
