@@ -16,3 +16,4 @@ pub mod sync;
 pub mod tables;
 #[doc(hidden)]
 pub mod testing;
+pub mod tls;

@@ -7,7 +7,6 @@ use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
-    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -30,6 +29,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     config::Config,
     http::{Dispatcher, MatrixError, Shutdown, dispatch::add_cors, json_response},
+    tls::{BadTls, Tls},
 };
 
 /// Why a server could not start.
@@ -44,13 +44,8 @@ pub enum StartError {
         source: io::Error,
     },
     /// A certificate or its key cannot be used.
-    #[error("the TLS certificate or key in {} cannot be used: {problem}", path.display())]
-    Tls {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
+    #[error(transparent)]
+    Tls(#[from] BadTls),
     /// The server's parts do not come up.
     #[error(transparent)]
     Open(#[from] crate::app::OpenError),
@@ -99,21 +94,10 @@ impl Front {
         front
     }
 
-    /// The server is there, and goes on with what its last stop interrupted.
+    /// The server is there.
     pub fn open(&self, dispatcher: Dispatcher) {
-        crate::client_api::resume(dispatcher.app().clone());
         // Only the first counts; there is no second.
         let _ = self.0.set(dispatcher);
-    }
-
-    /// Answers one request of a listener.
-    async fn handle_at(&self, serves: Serves, request: Request<Body>, peer: SocketAddr) -> Response {
-        if serves.covers(request.uri().path()) {
-            return self.handle(request, peer).await;
-        }
-        finished(
-            MatrixError::unrecognized("unrecognized request: this port is for other servers").into_response(),
-        )
     }
 
     /// Answers one request.
@@ -148,65 +132,70 @@ fn finished(mut response: Response) -> Response {
 }
 
 /// Bound listeners, not yet served.
-pub struct Listeners(Vec<Listener>);
+pub struct Listeners {
+    all: Vec<Listener>,
+    certificates: Vec<Tls>,
+}
 
 struct Listener {
     socket: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     serves: Serves,
+}
+
+/// The server, as those see it who come in by one listener.
+#[derive(Clone)]
+struct Door {
+    front: Front,
+    serves: Serves,
+}
+
+impl Door {
+    async fn handle(&self, request: Request<Body>, peer: SocketAddr) -> Response {
+        if self.serves.covers(request.uri().path()) {
+            return self.front.handle(request, peer).await;
+        }
+        finished(
+            MatrixError::unrecognized("unrecognized request: this port is for other servers").into_response(),
+        )
+    }
 }
 
 impl Listeners {
     /// Binds all addresses of the configuration.
     pub async fn bind(config: &Config) -> Result<Self, StartError> {
-        let mut listeners = Vec::new();
+        let (mut listeners, mut certificates) = (Vec::new(), Vec::new());
         for address in &config.bind {
             listeners.push(Listener { socket: bind(*address).await?, tls: None, serves: Serves::Everybody });
         }
         if let (Some(certificate), Some(key)) = (&config.tls.certificate, &config.tls.key) {
-            let tls = Some(tls_acceptor(certificate, key)?);
+            let tls = Tls::read(certificate, key)?;
+            certificates.push(tls.clone());
             for address in &config.tls.bind {
-                let (socket, tls) = (bind(*address).await?, tls.clone());
+                let (socket, tls) = (bind(*address).await?, Some(tls.clone()));
                 listeners.push(Listener { socket, tls, serves: Serves::Everybody });
             }
         }
         let tls = match (&config.federation.certificate, &config.federation.key) {
-            (Some(certificate), Some(key)) => Some(tls_acceptor(certificate, key)?),
+            (Some(certificate), Some(key)) => Some(Tls::read(certificate, key)?),
             _ => None,
         };
+        certificates.extend(tls.clone());
         for address in &config.federation.bind {
             let (socket, tls) = (bind(*address).await?, tls.clone());
             listeners.push(Listener { socket, tls, serves: Serves::Servers });
         }
-        Ok(Self(listeners))
+        Ok(Self { all: listeners, certificates })
     }
 
     /// The addresses that were really bound (port 0 becomes a number).
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.0.iter().filter_map(|listener| listener.socket.local_addr().ok()).collect()
+        self.all.iter().filter_map(|listener| listener.socket.local_addr().ok()).collect()
     }
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| StartError::Bind { address, source })
-}
-
-fn tls_acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, StartError> {
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-    let unusable = |path: &Path, problem: String| StartError::Tls { path: path.to_owned(), problem };
-    let chain = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| unusable(certificate, error.to_string()))?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, error.to_string()))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| unusable(certificate, error.to_string()))?
-        .with_no_client_auth()
-        .with_single_cert(chain, private)
-        .map_err(|error| unusable(certificate, error.to_string()))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 /// How long running requests may go on after the end was asked for.
@@ -222,7 +211,10 @@ const BUFFER: usize = 256 * 1024;
 pub async fn serve(listeners: Listeners, front: Front, connections: usize, shutdown: Shutdown) {
     let places = Arc::new(Semaphore::new(connections.max(1)));
     let mut accepting = JoinSet::new();
-    for listener in listeners.0 {
+    for tls in listeners.certificates {
+        tokio::spawn(tls.follow(shutdown.clone()));
+    }
+    for listener in listeners.all {
         accepting.spawn(accept(listener, front.clone(), places.clone(), shutdown.clone()));
     }
     while accepting.join_next().await.is_some() {}
@@ -230,7 +222,7 @@ pub async fn serve(listeners: Listeners, front: Front, connections: usize, shutd
 
 async fn accept(listener: Listener, front: Front, places: Arc<Semaphore>, shutdown: Shutdown) {
     let Listener { socket, tls, serves } = listener;
-    let mut running = JoinSet::new();
+    let (door, mut running) = (Door { front, serves }, JoinSet::new());
     loop {
         while running.try_join_next().is_some() {}
         let accepted = tokio::select! {
@@ -247,10 +239,11 @@ async fn accept(listener: Listener, front: Front, places: Arc<Semaphore>, shutdo
             }
         };
         let Ok(place) = places.clone().acquire_owned().await else { break };
-        let (tls, front, shutdown) = (tls.clone(), front.clone(), shutdown.clone());
+        let tls = tls.as_ref().map(Tls::acceptor);
+        let (door, shutdown) = (door.clone(), shutdown.clone());
         running.spawn(async move {
             let _place = place;
-            connection(stream, peer, tls, (front, serves), shutdown).await;
+            connection(stream, peer, tls, door, shutdown).await;
         });
     }
     drop(socket);
@@ -264,28 +257,28 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
-    front: (Front, Serves),
+    door: Door,
     shutdown: Shutdown,
 ) {
     // A delayed answer is worse than a small packet; if it cannot be set, nothing is lost but time.
     let _ = stream.set_nodelay(true);
     let Some(tls) = tls else {
-        return requests(stream, peer, front, shutdown).await;
+        return requests(stream, peer, door, shutdown).await;
     };
     match tokio::time::timeout(Duration::from_secs(10), tls.accept(stream)).await {
-        Ok(Ok(stream)) => requests(stream, peer, front, shutdown).await,
+        Ok(Ok(stream)) => requests(stream, peer, door, shutdown).await,
         Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS connection"),
         Err(_) => tracing::debug!(%peer, "no TLS connection in time"),
     }
 }
 
-async fn requests<S>(stream: S, peer: SocketAddr, (front, serves): (Front, Serves), shutdown: Shutdown)
+async fn requests<S>(stream: S, peer: SocketAddr, door: Door, shutdown: Shutdown)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let front = front.clone();
-        async move { Ok::<_, Infallible>(front.handle_at(serves, request.map(Body::new), peer).await) }
+        let door = door.clone();
+        async move { Ok::<_, Infallible>(door.handle(request.map(Body::new), peer).await) }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(IDLE).max_header_size(HEAD).max_buf_size(BUFFER);

@@ -107,6 +107,7 @@ impl TestServer {
             Keypair::new(config.server_name.clone(), "test", &[7; 32]).expect("the version is a good one");
         let app = App::on(Arc::new(config), store, key, Arc::new(network.clone()), Shutdown::default());
         let app = app.await.expect("the store is good");
+        crate::client_api::resume(app.clone());
         let dispatcher = Dispatcher::new(app.clone(), &server::routes()).expect("the route table is good");
         let front = Front::over(dispatcher);
         network.0.lock().insert(server_name, Peer::Server(front.clone()));

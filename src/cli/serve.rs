@@ -7,6 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Failure;
 use crate::{
     app::App,
+    client_api,
     config::{Config, LogFormat},
     http::{Dispatcher, Shutdown},
     server::{self, Front, Listeners},
@@ -36,6 +37,7 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
         }
     };
     super::admin::listen(app.clone())?;
+    client_api::resume(app.clone());
     front.open(Dispatcher::new(app.clone(), &server::routes())?);
     tracing::info!("ready");
     serving.await?;
