@@ -10,6 +10,7 @@ pub mod client;
 mod destinations;
 pub mod discovery;
 pub mod dns;
+pub mod doctor;
 mod federation;
 mod https;
 mod key_store;

@@ -1,6 +1,7 @@
 //! The command line: `hearth` alone serves; the other commands look after a server's data.
 
 pub mod admin;
+mod doctor;
 pub mod inspect;
 mod password;
 mod serve;
@@ -30,6 +31,11 @@ enum Command {
     /// Look after accounts.
     #[command(subcommand)]
     User(UserCommand),
+    /// Say in words how other servers reach this one, or how this one reaches another, and what is wrong on the way.
+    Doctor {
+        /// Which server; without it, this one.
+        server: Option<String>,
+    },
     /// Show the tables of the store, or the rows of one.
     Inspect {
         /// Which table; without it, a list of all.
@@ -91,6 +97,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command.unwrap_or(Command::Serve) {
         Command::Serve => serve::serve(config),
         Command::User(command) => user(config, command),
+        Command::Doctor { server } => doctor::run(&config, server.as_deref()),
         Command::Inspect { table, prefix, limit } => {
             let question = inspect::Question { table, prefix, limit };
             command(config, AdminRequest::Inspect(question))
