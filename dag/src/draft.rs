@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use bytes::Bytes;
 use ruma::{
-    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId, RoomId, events::TimelineEventType,
+    EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedUserId, RoomId, UserId, events::TimelineEventType,
 };
 use serde_json::value::RawValue;
 
@@ -77,6 +77,17 @@ pub enum BuildError {
 }
 
 impl Draft {
+    /// A membership: what `sender` says of `user`.
+    pub fn member(sender: &UserId, user: &UserId, content: Box<RawValue>) -> Self {
+        Draft {
+            sender: sender.to_owned(),
+            kind: TimelineEventType::RoomMember,
+            state_key: Some(user.to_string()),
+            content,
+            redacts: None,
+        }
+    }
+
     /// Hashes and signs the event in the name of the signer's server.
     pub fn build(
         &self,
@@ -272,7 +283,7 @@ fn references(
 }
 
 /// Adds our signature to an event that another server made: an invite to one of our users, a restricted join that
-/// one of our users authorises, or an event that we judge as a policy server.
+/// one of our users authorises, or an event that we judge as a policy server. It may be too large then.
 pub fn countersign(rules: &RoomRules, pdu: &Pdu, signer: &dyn Signer) -> Pdu {
     let mut object = pdu.to_object();
     let message = hash::signed_form(rules, &object);

@@ -1,5 +1,7 @@
 //! The bounds that the specification puts on events, each with a name.
 
+use crate::Rejection;
+
 /// A whole event as canonical JSON in its federation format, signatures included.
 pub const MAX_EVENT_BYTES: usize = 65_536;
 /// `sender`, `room_id`, `event_id`, `type` and `state_key`, each, in bytes.
@@ -13,3 +15,11 @@ pub const MAX_SAFE_INTEGER: i64 = (1 << 53) - 1;
 /// How deep arrays and objects may nest, the event itself included. The specification leaves this open; the bound
 /// keeps hostile events from exhausting the stack.
 pub const MAX_NESTING: usize = 100;
+
+/// Whether an event of so many bytes, as canonical JSON with all its signatures, is within [`MAX_EVENT_BYTES`].
+pub fn check_size(bytes: usize) -> Result<(), Rejection> {
+    match bytes > MAX_EVENT_BYTES {
+        true => Err(Rejection::EventTooLarge { bytes }),
+        false => Ok(()),
+    }
+}

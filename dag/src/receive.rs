@@ -143,9 +143,7 @@ impl ReceivedPdu {
         }
         check_format(rules, &object)?;
         let canonical = object.to_canonical();
-        if canonical.len() > limits::MAX_EVENT_BYTES {
-            return Err(Rejection::EventTooLarge { bytes: canonical.len() });
-        }
+        limits::check_size(canonical.len())?;
         let event_id = match rules.opaque_event_ids {
             true => object.get("event_id").and_then(Value::as_str).unwrap_or_default().to_owned(),
             false => format!("${}", hash::reference_hash(rules, &object)),
@@ -195,7 +193,8 @@ impl ReceivedPdu {
     }
 
     /// As [`verify`](Self::verify), for an event that a server of ours has yet to sign: all other signatures are
-    /// checked, ours is added. An event of that server's own users must be signed already.
+    /// checked, ours is added. An event of that server's own users must be signed already. One that our signature makes
+    /// too large is refused.
     pub fn verify_and_countersign(
         self,
         rules: &RoomRules,
@@ -207,6 +206,7 @@ impl ReceivedPdu {
         }
         let verified = self.verify_for(rules, keys, |server| server != signer.server_name())?;
         let pdu = crate::draft::countersign(rules, &verified.pdu, signer);
+        limits::check_size(pdu.bytes().len())?;
         Ok(VerifiedPdu { pdu, redacted: verified.redacted })
     }
 

@@ -467,7 +467,6 @@ impl Turn {
         before: Option<Membership>,
         slot: StreamPosition,
     ) -> Result<(), WriteError> {
-        let room = self.head.room.sn;
         let Some(event) = event else { return Ok(()) };
         let event = self.event(event).await?;
         let Some(user) = event.pdu.state_key().and_then(|user| UserId::parse(user).ok()) else {
@@ -475,22 +474,28 @@ impl Turn {
         };
         self.count(before, Membership::Leave);
         self.joins_changed |= before == Some(Membership::Join) && self.rooms.is_local(&user);
+        self.forget_member(&user, before, slot);
+        Ok(())
+    }
+
+    /// The rows of a user of whom the state says nothing any more.
+    pub(crate) fn forget_member(&mut self, user: &UserId, before: Option<Membership>, slot: StreamPosition) {
+        let room = self.head.room.sn;
         self.delete(&MEMBERS, &(room, user.to_string()));
         let row = MembershipRow {
             membership: Membership::Leave,
             event: None,
-            sender: user.clone(),
+            sender: user.to_owned(),
             before,
             forgotten: false,
             is_direct: false,
         };
         self.put(&MEMBERSHIPS, &(user.to_string(), room), Positioned { position: slot, value: row });
-        if self.rooms.is_local(&user) {
+        if self.rooms.is_local(user) {
             let change = MembershipChange { room, membership: Membership::Leave, before, forgotten: false };
             self.commit.put(&MEMBERSHIP_CHANGES, &(user.to_string(), slot), &change);
-            self.commit.touch(user_topic(&user));
+            self.commit.touch(user_topic(user));
         }
-        Ok(())
     }
 
     /// Puts other bytes in the place of a stored event's.

@@ -30,11 +30,12 @@ use crate::turn::Turn;
 
 /// Events that are filled in at once.
 pub const BACKFILL_MAX: usize = 500;
-/// More rows and bytes than the decision of one event has, and than its place has.
+/// More rows and bytes than the decision of one event has, and than its place has: mostly other gaps that named it. What
+/// waited for it comes on top, as far as there is room.
 const ROWS_OF_A_DECISION: usize = 40;
 const BYTES_OF_A_DECISION: usize = 100_000;
-const ROWS_OF_A_PLACE: usize = 120;
-const BYTES_OF_A_PLACE: usize = 30_000;
+const ROWS_OF_A_PLACE: usize = 250;
+const BYTES_OF_A_PLACE: usize = 350_000;
 /// Events that are gone through to find where the missing history begins.
 const FRONTIER_MAX: usize = 2000;
 

@@ -1,8 +1,9 @@
 //! The room's state as events change it: of several forks together, and as the head holds it.
 //! * Members that differ get their rows in the commit that changes the state. Where there are more than a commit
-//!   holds, the rows of other servers' users are written first ([`Rooms::write_members`]), and the change comes after.
+//!   holds, the rows of other servers' users are written first ([`Rooms::write_members`]), and the change comes after;
+//!   those of our users follow (`late_members.rs`).
 
-use hearth_store::{Commit, Positioned, StreamPosition};
+use hearth_store::{COMMIT_BYTES, COMMIT_ROWS, Commit, Positioned, StreamPosition};
 use ruma::UserId;
 use std::sync::Arc;
 
@@ -10,13 +11,23 @@ use crate::errors::WriteError;
 use crate::events::{RoomInfo, StoredEvent};
 use crate::ids::{EventSn, SnapshotId};
 use crate::lane::Act;
+use crate::late_members::LOCAL_MEMBERS_AT_ONCE;
 use crate::rooms::Rooms;
 use crate::snapshot::StateChange;
 use crate::tables::*;
 use crate::turn::Turn;
 
-/// Members whose rows are written in the commit that changes the state.
-const MEMBERS_AT_ONCE: usize = 200;
+/// Members of other servers whose rows are written in the commit that changes the state.
+const MEMBERS_AT_ONCE: usize = 100;
+/// More rows and bytes than a member has, of ours too.
+const ROWS_OF_A_MEMBER: usize = 3;
+const BYTES_OF_A_MEMBER: usize = 3_500;
+// The other half is for what changes the state.
+const _: () = {
+    let members = MEMBERS_AT_ONCE + LOCAL_MEMBERS_AT_ONCE;
+    assert!(members * ROWS_OF_A_MEMBER <= COMMIT_ROWS / 2);
+    assert!(members * BYTES_OF_A_MEMBER <= COMMIT_BYTES / 2 + 1_000);
+};
 
 impl Turn {
     /// The current state becomes that of all extremities together.
@@ -84,23 +95,29 @@ impl Turn {
         let head = self.change_head();
         head.row.snapshot = after;
         head.forget_state();
+        let (mut told, mut late) = (0, Vec::new());
         for change in members {
             let was = match change.before {
                 Some(event) => Membership::of(&self.event(event).await?.pdu),
                 None => None,
             };
+            let Some(event) = change.after.or(change.before) else { continue };
+            let event = self.event(event).await?;
+            let is_local = self.is_of_local_user(&event);
+            told += usize::from(is_local);
+            let is_late = are_many && is_local && told > LOCAL_MEMBERS_AT_ONCE;
+            if is_late || (are_many && !is_local && self.row_of(&event).await? == change.after) {
+                let is = change.after.and_then(|_| Membership::of(&event.pdu));
+                self.count(was, is.unwrap_or(Membership::Leave));
+                late.extend(is_late.then_some(change.key));
+                continue;
+            }
             match change.after {
-                Some(event) => {
-                    let event = self.event(event).await?;
-                    match are_many && self.is_written(&event).await? {
-                        true => self.count(was, Membership::of(&event.pdu).unwrap_or(Membership::Leave)),
-                        false => self.set_member(change.key, &event, was, slot).await?,
-                    }
-                }
+                Some(_) => self.set_member(change.key, &event, was, slot).await?,
                 None => self.unset_member(change.before, was, slot).await?,
             }
         }
-        Ok(())
+        self.add_late_members(late).await
     }
 
     /// Those changes of other servers' users whose rows say something else.
@@ -114,10 +131,6 @@ impl Turn {
             }
         }
         Ok(unwritten)
-    }
-
-    async fn is_written(&self, event: &StoredEvent) -> Result<bool, WriteError> {
-        Ok(!self.is_of_local_user(event) && self.row_of(event).await? == Some(event.sn))
     }
 
     /// The member event that a user's row names.

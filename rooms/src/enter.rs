@@ -5,10 +5,11 @@
 //!   meanwhile is a gap.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use hearth_dag::{Pdu, Rejection, RoomRules, StateKey, VerifiedPdu, check};
-use hearth_store::{Commit, CommitError, Order, StoreError, StreamPosition};
+use hearth_store::{Commit, CommitError, StoreError, StreamPosition};
 use ruma::events::StateEventType;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, RoomVersionId, UserId};
 
@@ -19,18 +20,15 @@ use crate::head::Head;
 use crate::ids::{RoomSn, TimelineOrder};
 use crate::import::{CheckedEvents, HeldEntry, HeldState, Members, TOLD_EVENTS_MAX, by_place};
 use crate::lane::{Act, Done, Waits};
+use crate::late_members::LOCAL_MEMBERS_AT_ONCE;
 use crate::receive::{Receive, Received};
 use crate::rooms::Rooms;
 use crate::snapshot::StateChange;
 use crate::tables::*;
 use crate::turn::Turn;
 
-/// Users of ours whose memberships change in the commit that makes the room ours; those of others follow.
-const LOCAL_MEMBERS_AT_ONCE: usize = 100;
-/// Servers of a room that are kept until its members are known.
-const SERVERS_MAX: usize = 10_000;
-/// Member rows that are read at once.
-const MEMBERS_AT_ONCE: usize = 1000;
+/// Bytes of the names of a room's servers that are kept until its members are known.
+const SERVERS_BYTES_MAX: usize = 256 * 1024;
 /// How often a room is made again because another entry made it meanwhile.
 const TRIES: usize = 4;
 
@@ -189,10 +187,7 @@ impl Rooms {
                 return Ok(entered(Some(position), is_partial));
             }
         };
-        let late: Vec<&HeldEntry> = local_members(&state, &user).skip(LOCAL_MEMBERS_AT_ONCE).collect();
-        for members in late.chunks(LOCAL_MEMBERS_AT_ONCE) {
-            self.decide(&room, &LocalMembers(members), &Commit::new()).await?;
-        }
+        self.tell_late_members(&room).await?;
         Ok(entered(committed.map(|committed| committed.resolve(slot)), is_partial))
     }
 
@@ -254,18 +249,12 @@ impl Rooms {
         let mut changes: HashMap<_, StateChange> = members
             .map(|entry| (entry.key, StateChange { key: entry.key, before: None, after: Some(entry.event) }))
             .collect();
-        let mut range = MEMBERS.prefix(&(room.sn,));
-        loop {
-            let rows = self.store().range(&MEMBERS, range.clone(), Order::Forward, MEMBERS_AT_ONCE).await?;
-            for (_, row) in &rows {
-                let (key, before) = (row.value.key, Some(row.value.event));
-                changes.entry(key).or_insert(StateChange { key, before, after: None });
-            }
-            match rows.last() {
-                Some((last, _)) if rows.len() == MEMBERS_AT_ONCE => range = range.after(last),
-                _ => break,
-            }
-        }
+        let walked = self.each_member(room.sn, |_, row| {
+            let (key, before) = (row.value.key, Some(row.value.event));
+            changes.entry(key).or_insert(StateChange { key, before, after: None });
+            ControlFlow::Continue(())
+        });
+        let _: ControlFlow<()> = walked.await?;
         let mut changes: Vec<StateChange> = changes.into_values().collect();
         changes.sort_unstable();
         self.write_members(room, &changes, true).await
@@ -366,9 +355,11 @@ impl Act for Enter<'_> {
             turn.open_gap(TimelineOrder::live(slot), &prev.missing);
         }
         turn.arrived(&stored, None).await?;
-        for entry in local_members(self.state, self.user).take(LOCAL_MEMBERS_AT_ONCE) {
-            turn.tell_local_member(entry, slot).await?;
+        let mut local = local_members(self.state, self.user);
+        for (user, entry) in local.by_ref().take(LOCAL_MEMBERS_AT_ONCE) {
+            turn.tell_local_member(user, entry.key, entry.event, slot).await?;
         }
+        turn.add_late_members(local.map(|(_, entry)| entry.key).collect()).await?;
         let count =
             |membership| self.state.entries.iter().filter(|e| e.membership == Some(membership)).count();
         let row = &mut turn.change_head().row;
@@ -385,8 +376,14 @@ impl Act for Enter<'_> {
         turn.joins_changed = false;
         let room = turn.head.room.sn;
         turn.commit.delete(&OUT_OF_BAND, &(self.user.to_string(), room));
+        turn.forget_merged();
         if let Some(servers) = &self.enter.members_omitted {
-            let servers = servers.iter().take(SERVERS_MAX).cloned().collect();
+            let mut bytes = 0;
+            let fits = |server: &&OwnedServerName| {
+                bytes += server.as_str().len() + 2;
+                bytes <= SERVERS_BYTES_MAX
+            };
+            let servers = servers.iter().take_while(fits).cloned().collect();
             let row = PartialRoomRow { join: stored.sn, origin: self.enter.origin.clone(), servers };
             turn.commit.put(&PARTIAL_ROOMS, &room, &row);
         }
@@ -394,47 +391,11 @@ impl Act for Enter<'_> {
     }
 }
 
-/// Tells users of ours what the room says of them, after it became ours.
-struct LocalMembers<'a>(&'a [&'a HeldEntry]);
-
-impl Act for LocalMembers<'_> {
-    type Output = ();
-    type Error = WriteError;
-
-    async fn decide(&self, turn: &mut Turn) -> Result<(), WriteError> {
-        let slot = turn.commit.position();
-        for entry in self.0 {
-            // Only if nothing changed it meanwhile.
-            if turn.snapshots.lookup(turn.head.row.snapshot, entry.key).await? == Some(entry.event) {
-                turn.tell_local_member(entry, slot).await?;
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Turn {
-    /// The rows of a user of ours whom a told state speaks of, where it says something new. The counts are the caller's.
-    async fn tell_local_member(&mut self, entry: &HeldEntry, slot: StreamPosition) -> Result<(), WriteError> {
-        let Some(user) = &entry.local_user else { return Ok(()) };
-        let event = self.event(entry.event).await?;
-        let room = self.head.room.sn;
-        let row = self.get(&MEMBERSHIPS, &(user.to_string(), room)).await?;
-        let before = row.map(|row| row.value.membership);
-        let membership = Membership::of(&event.pdu).unwrap_or(Membership::Leave);
-        if before.unwrap_or(Membership::Leave) == membership {
-            self.put_member(user, entry.key, &event, slot);
-            return Ok(());
-        }
-        let (joined, invited) = (self.head.row.joined, self.head.row.invited);
-        self.set_member(entry.key, &event, before, slot).await?;
-        let head = &mut self.change_head().row;
-        (head.joined, head.invited) = (joined, invited);
-        Ok(())
-    }
-}
-
 /// Users of ours beside the one who enters whom a state speaks of.
-fn local_members<'a>(state: &'a HeldState, user: &'a UserId) -> impl Iterator<Item = &'a HeldEntry> {
-    state.entries.iter().filter(move |entry| entry.local_user.as_ref().is_some_and(|local| local != user))
+fn local_members<'a>(
+    state: &'a HeldState,
+    user: &'a UserId,
+) -> impl Iterator<Item = (&'a UserId, &'a HeldEntry)> {
+    let local = state.entries.iter().filter_map(|entry| Some((&**entry.local_user.as_ref()?, entry)));
+    local.filter(move |(local, _)| *local != user)
 }

@@ -23,6 +23,8 @@ mod import;
 mod judge;
 mod kind;
 mod lane;
+mod late_members;
+mod members;
 mod membership;
 mod missing;
 mod out_of_band;

@@ -4,7 +4,6 @@
 
 use hearth_dag::{Draft, Rejection};
 use hearth_store::{Commit, CommitError, Order, Positioned, StoreError, StreamPosition};
-use ruma::events::TimelineEventType;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde_json::value::to_raw_value;
 use serde_json::{Value, json};
@@ -273,14 +272,7 @@ async fn send_member(
     content: &Value,
 ) -> Result<Written, MembershipError> {
     let content = to_raw_value(content).map_err(|_| Rejection::MalformedMember)?;
-    let draft = Draft {
-        sender: sender.to_owned(),
-        kind: TimelineEventType::RoomMember,
-        state_key: Some(user.to_string()),
-        content,
-        redacts: None,
-    };
-    let appended = turn.append(Sending::from(draft)).await?;
+    let appended = turn.append(Sending::from(Draft::member(sender, user, content))).await?;
     Ok(Some((appended.event_id, appended.slot)))
 }
 

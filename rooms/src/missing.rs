@@ -18,7 +18,7 @@ use crate::turn::Turn;
 const GAP_BYTES_MAX: usize = 4000;
 /// Events that refer to one missing event and are told that it came; a gap that others made names it still, until it
 /// is filled in.
-const REFERRERS_MAX: usize = 100;
+const REFERRERS_MAX: usize = 50;
 
 /// A place of the timeline before which events are missing.
 #[derive(Clone, Debug, PartialEq, Eq)]

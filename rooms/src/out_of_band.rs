@@ -1,6 +1,9 @@
 //! Memberships that come from outside of the room: invites to rooms in which we are not, knocks on them, and their end.
 //! * What came with them is all that is known of the room. They are the user's own; no state of a room changes.
 //! * Where we are in the room they are events like others, and refused here.
+//! * They end by the user's own leave. Of others the rules ask for power in a state that we do not have: whoever takes an
+//!   invite back or turns a knock down has to name it, as the rules ask, and has to be of a server that showed to be in the
+//!   room: that of the inviter, or of a user whose event is in the state that came along. Signatures are the caller's.
 //! * They are decided in the room's lane, so that a room is not entered at the same moment.
 
 use hearth_dag::{Pdu, RoomRules, VerifiedPdu};
@@ -154,15 +157,15 @@ impl Act for Keep<'_> {
         {
             return Ok(before.position);
         }
-        let before = before.map(|row| row.value.membership);
         if matches!(self.membership, Membership::Leave | Membership::Ban) {
-            let is_open = matches!(before, Some(Membership::Invite | Membership::Knock));
-            // Whoever ends it for another names it: the rules ask for it among the auth events.
-            let names_it = held.is_none_or(|held| self.event.auth_events().contains(&held.event_id));
-            if !is_open || !(names_it || self.event.sender() == self.user) {
+            let is_open =
+                |row: &&MembershipRow| matches!(row.membership, Membership::Invite | Membership::Knock);
+            let open = before.as_ref().map(|row| &row.value).filter(is_open);
+            if !open.is_some_and(|open| self.may_end(open, held.as_ref())) {
                 return Err(OutOfBandError::NothingToEnd);
             }
         }
+        let before = before.map(|row| row.value.membership);
         let content = MemberContent::of(self.event);
         let row = MembershipRow {
             membership: self.membership,
@@ -180,6 +183,31 @@ impl Act for Keep<'_> {
         turn.put(&OUT_OF_BAND, &key, kept);
         Ok(turn.change_own_membership(self.user, row))
     }
+}
+
+impl Keep<'_> {
+    /// Whether a leave or a ban ends what is open.
+    fn may_end(&self, open: &MembershipRow, held: Option<&OutOfBandRow>) -> bool {
+        let sender = self.event.sender();
+        if sender == self.user {
+            return true;
+        }
+        let is_inviters =
+            open.membership == Membership::Invite && open.sender.server_name() == sender.server_name();
+        // An event of the room made it, which we have left since.
+        let Some(held) = held else { return is_inviters };
+        let is_of_room = |event: &String| {
+            let event: Option<StrippedSender> = serde_json::from_str(event).ok();
+            event.is_some_and(|event| event.sender.server_name() == sender.server_name())
+        };
+        self.event.auth_events().contains(&held.event_id)
+            && (is_inviters || held.stripped_state.iter().any(is_of_room))
+    }
+}
+
+#[derive(Deserialize)]
+struct StrippedSender {
+    sender: OwnedUserId,
 }
 
 struct LeaveForOneself(OwnedUserId);

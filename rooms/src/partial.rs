@@ -1,21 +1,23 @@
 //! Rooms that were entered without being told all members, until they are.
 //! * Events are decided on what is known meanwhile, and each carries the mark.
-//! * Completion decides them again in order on the full state, then makes it current at a new position. An event that
-//!   the full state refuses leaves the timeline.
-//! * It can be taken up again at any time: what was done of it stays done.
+//! * The full state has to let our user in: a state that does not is not believed.
+//! * Completion decides events again in order on the full state, then makes it current at a new position. An event that
+//!   the full state refuses leaves the timeline. One that only the current state refused waits in the queue, and is
+//!   judged by the complete one.
+//! * It can be taken up again at any time: what was done of it stays done. It ends when we leave the room.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
-use hearth_dag::{RoomRules, VerifiedPdu};
+use hearth_dag::{Pdu, Rejection, RoomRules, StateKey, VerifiedPdu, check};
 use hearth_store::{Commit, Order, StoreError, StreamPosition};
 use parking_lot::Mutex;
-use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, RoomId};
+use ruma::events::StateEventType;
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomId};
 
 use crate::errors::WriteError;
 use crate::events::{RoomInfo, StoredEvent};
 use crate::ids::{EventSn, SnapshotId};
-use crate::import::{CheckedEvents, Members, TOLD_EVENTS_MAX};
+use crate::import::{CheckedEvents, Members, TOLD_EVENTS_MAX, by_place};
 use crate::lane::{Act, Done, Waits};
 use crate::rooms::Rooms;
 use crate::snapshot::StateChange;
@@ -24,6 +26,9 @@ use crate::turn::Turn;
 
 /// Events that are decided again in one commit.
 const DECIDED_AT_ONCE: usize = 50;
+/// More rows and bytes than deciding one of them takes.
+const ROWS_OF_A_DECISION: usize = 30;
+const BYTES_OF_A_DECISION: usize = 90_000;
 /// How often completion is tried while the room goes on.
 const ROUNDS_MAX: usize = 100_000;
 /// Rooms that are named as partial.
@@ -47,8 +52,13 @@ pub enum CompleteError {
     Write(#[from] WriteError),
     #[error("the state has no create event of this room that is allowed")]
     NoCreateEvent,
+    #[error("the state has two events for {0:?}")]
+    TwoEventsForOneKey(StateKey),
     #[error("more than {TOLD_EVENTS_MAX} events")]
     TooManyEvents,
+    /// Another server may tell another state; the room stays partial.
+    #[error("the state does not let our user in: {0}")]
+    Refused(Rejection),
 }
 
 impl From<StoreError> for CompleteError {
@@ -77,7 +87,8 @@ impl Rooms {
         Ok(rooms)
     }
 
-    /// Takes the full state before our join. Nothing if the room's state is complete.
+    /// Takes the full state before our join, then decides what waits in the queue. Nothing if the room's state is
+    /// complete.
     pub async fn complete_state(
         &self,
         room: &RoomId,
@@ -89,17 +100,10 @@ impl Rooms {
             return Err(CompleteError::TooManyEvents);
         }
         let _entry = self.entries().of(&room.room_id).await;
-        if self.store().get(&PARTIAL_ROOMS, &room.sn).await?.is_none() {
-            return Ok(());
-        }
+        let Some(row) = self.store().get(&PARTIAL_ROOMS, &room.sn).await? else { return Ok(()) };
+        let join = self.events().load(&room, row.join).await?.pdu.clone();
         let ids: Vec<OwnedEventId> = state.iter().map(|event| event.pdu().event_id().to_owned()).collect();
-        let checked = check(room.rules, &room.room_id, state, auth_chain).await?;
-        let is_create = |id: &EventId| {
-            checked.get(id).is_some_and(|pdu| pdu.is_state(&ruma::events::TimelineEventType::RoomCreate, ""))
-        };
-        if !ids.iter().any(|id| is_create(id)) {
-            return Err(CompleteError::NoCreateEvent);
-        }
+        let checked = check_told(room.rules, &room.room_id, join, state, auth_chain).await?;
         let ids: Vec<OwnedEventId> = ids.into_iter().filter(|id| checked.get(id).is_some()).collect();
         self.import(&room, &checked.events).await?;
         let full =
@@ -116,6 +120,8 @@ impl Rooms {
                     let Done { output: is_complete, .. } = done?;
                     self.reader().forget_tail(room.sn);
                     if is_complete {
+                        self.tell_late_members(&room).await?;
+                        self.receive_queued(&room.room_id).await?;
                         return Ok(());
                     }
                 }
@@ -125,19 +131,29 @@ impl Rooms {
     }
 }
 
-async fn check(
+/// All checks of a told state that need nothing but itself and our join.
+async fn check_told(
     rules: &'static RoomRules,
     room: &RoomId,
+    join: Pdu,
     state: Vec<VerifiedPdu>,
     auth_chain: Vec<VerifiedPdu>,
-) -> Result<Arc<CheckedEvents>, CompleteError> {
+) -> Result<CheckedEvents, CompleteError> {
     let room = room.to_owned();
     let check = move || {
-        let told = state.into_iter().chain(auth_chain).collect();
-        Arc::new(CheckedEvents::of(rules, &room, told))
+        let ids: Vec<OwnedEventId> = state.iter().map(|event| event.pdu().event_id().to_owned()).collect();
+        let checked = CheckedEvents::of(rules, &room, state.into_iter().chain(auth_chain).collect());
+        let allowed = ids.iter().filter_map(|event| checked.get(event));
+        let places = by_place(allowed).map_err(CompleteError::TwoEventsForOneKey)?;
+        if !places.contains_key(&(StateEventType::RoomCreate, String::new())) {
+            return Err(CompleteError::NoCreateEvent);
+        }
+        let at = |kind: &StateEventType, key: &str| places.get(&(kind.clone(), key.to_owned())).cloned();
+        check(rules, &join, at).map_err(CompleteError::Refused)?;
+        Ok(checked)
     };
     let checked = tokio::task::spawn_blocking(check).await;
-    Ok(checked.map_err(|error| StoreError::Engine(error.to_string()))?)
+    checked.map_err(|error| StoreError::Engine(error.to_string()))?
 }
 
 /// Decides some events again, or makes the full state current if there are none left. Says whether it did.
@@ -165,6 +181,9 @@ impl Act for Complete {
             return done.map(|()| true);
         }
         for (key, event) in open {
+            if !turn.commit.has_room_for(ROWS_OF_A_DECISION, BYTES_OF_A_DECISION) {
+                break;
+            }
             let event = turn.event(event).await?;
             let full = (event.sn == row.join).then_some(self.full);
             turn.decide_again(&event, full).await?;
@@ -177,7 +196,9 @@ impl Act for Complete {
 impl Complete {
     async fn finish(&self, turn: &mut Turn, room: &RoomInfo, row: &PartialRoomRow) -> Result<(), WriteError> {
         let slot: StreamPosition = turn.commit.position();
-        turn.leave_refused_extremities().await?;
+        turn.leave_refused_extremities(row.join).await?;
+        // What was merged was decided on the partial state.
+        turn.forget_merged();
         let head = turn.change_head();
         head.row.partial_state = false;
         head.row.residency = Residency::Resident;
@@ -210,13 +231,22 @@ impl Turn {
         let mut status = self.status(event.sn).await?;
         status.snapshot_before = Some(before);
         status.completed = true;
-        if event.status() == Status::Accepted {
+        if matches!(event.status(), Status::Accepted | Status::SoftFailed) {
             // What the event names does not stand in for what the state lacks any more.
-            if let Err(why) = self.judge_complete(&event.pdu, before).await? {
-                tracing::info!(event_id = %event.header.event_id, %why, "the full state refuses an event");
-                status.status = Some(Status::Rejected);
-                if let Some(order) = event.order() {
-                    self.commit.delete(&TIMELINE, &(self.head.room.sn, order));
+            match self.judge_complete(&event.pdu, before).await? {
+                Ok(()) if event.status() == Status::Accepted => {}
+                Ok(()) => {
+                    status.status = Some(Status::Outlier);
+                    let pdu = event.pdu.json().to_owned();
+                    let origin = event.header.sender.server_name().to_owned();
+                    self.enqueue(QueuedRow { event_id: event.header.event_id.clone(), origin, pdu }).await?;
+                }
+                Err(why) => {
+                    tracing::info!(event_id = %event.header.event_id, %why, "the full state refuses an event");
+                    status.status = Some(Status::Rejected);
+                    if let Some(order) = event.order() {
+                        self.commit.delete(&TIMELINE, &(self.head.room.sn, order));
+                    }
                 }
             }
         }
@@ -224,8 +254,8 @@ impl Turn {
         Ok(())
     }
 
-    /// Extremities that were refused make place for what is before them.
-    async fn leave_refused_extremities(&mut self) -> Result<(), WriteError> {
+    /// Extremities that were refused make place for what is before them. Our join stays if nothing else does.
+    async fn leave_refused_extremities(&mut self, join: EventSn) -> Result<(), WriteError> {
         let mut open = self.head.row.extremities.clone();
         let (mut kept, mut seen) = (Vec::new(), BTreeSet::new());
         let mut passed: BTreeSet<EventSn> = BTreeSet::new();
@@ -244,6 +274,9 @@ impl Turn {
         }
         kept.retain(|(event, _)| !passed.contains(event));
         kept.sort_unstable();
+        if kept.is_empty() {
+            kept.push((join, self.event(join).await?.header.event_id.clone()));
+        }
         let head = self.change_head();
         (head.row.extremities, head.extremities) = kept.into_iter().unzip();
         Ok(())

@@ -227,14 +227,21 @@ impl Act for Enqueue {
     }
 
     async fn decide(&self, turn: &mut Turn) -> Result<bool, WriteError> {
-        let room = turn.room();
+        turn.enqueue(self.0.clone()).await
+    }
+}
+
+impl Turn {
+    /// Lets an event wait. False if it does already. What others put into the queue has to be in the store.
+    pub(crate) async fn enqueue(&mut self, queued: QueuedRow) -> Result<bool, WriteError> {
+        let room = self.room();
         let range = QUEUE.prefix(&(room.sn,));
-        let rows = turn.rooms.store().range(&QUEUE, range, Order::Forward, QUEUED_EVENTS_MAX + 1).await?;
-        if rows.iter().any(|(_, row)| row.event_id == self.0.event_id) {
+        let rows = self.rooms.store().range(&QUEUE, range, Order::Forward, QUEUED_EVENTS_MAX + 1).await?;
+        if rows.iter().any(|(_, row)| row.event_id == queued.event_id) {
             return Ok(false);
         }
         let mut count = rows.len() + 1;
-        let mut bytes = self.0.pdu.len() + rows.iter().map(|(_, row)| row.pdu.len()).sum::<usize>();
+        let mut bytes = queued.pdu.len() + rows.iter().map(|(_, row)| row.pdu.len()).sum::<usize>();
         for (key, row) in rows {
             if count <= QUEUED_EVENTS_MAX && bytes <= QUEUED_BYTES_MAX {
                 break;
@@ -245,12 +252,12 @@ impl Act for Enqueue {
             );
             count -= 1;
             bytes -= row.pdu.len();
-            turn.commit.delete(&QUEUE, &key);
+            self.commit.delete(&QUEUE, &key);
         }
-        let head = &mut turn.change_head().row;
+        let head = &mut self.change_head().row;
         let number = head.next_queued;
         head.next_queued += 1;
-        turn.commit.put_new(&QUEUE, &(room.sn, number), &self.0);
+        self.commit.put_new(&QUEUE, &(room.sn, number), &queued);
         Ok(true)
     }
 }

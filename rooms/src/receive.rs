@@ -10,6 +10,7 @@ use hearth_store::{Commit, StreamPosition};
 use parking_lot::Mutex;
 use ruma::OwnedEventId;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::append::NewEvent;
 use crate::content;
@@ -89,6 +90,9 @@ impl Rooms {
                 }
                 done => {
                     let Done { output, committed } = done?;
+                    if receive.has_late_members.load(Ordering::Relaxed) {
+                        self.tell_late_members(&room).await?;
+                    }
                     return Ok(match (output, committed) {
                         (Received::Accepted(slot), Some(committed)) => {
                             Received::Accepted(committed.resolve(slot))
@@ -113,6 +117,8 @@ pub(crate) struct Receive {
     pub(crate) told: Option<SnapshotId>,
     /// What has to be written before this event changes the state.
     pub(crate) members_first: Mutex<Vec<StateChange>>,
+    /// Members of ours are to be told after it.
+    pub(crate) has_late_members: AtomicBool,
 }
 
 impl Receive {
@@ -124,6 +130,7 @@ impl Receive {
             ours_to_send: false,
             told: None,
             members_first: Mutex::default(),
+            has_late_members: AtomicBool::new(false),
         }
     }
 }
@@ -193,6 +200,7 @@ impl Act for Receive {
         }
         let done = self.go_on(turn, known, connected).await;
         *self.members_first.lock() = std::mem::take(&mut turn.members_first);
+        self.has_late_members.store(turn.has_late_members, Ordering::Relaxed);
         done
     }
 }

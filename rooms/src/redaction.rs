@@ -28,7 +28,7 @@ use crate::turn::Turn;
 /// Targets that the follower takes up at once.
 const AT_ONCE: usize = 100;
 /// Redactions of one target that are looked at when it comes.
-const REDACTIONS_OF_ONE: usize = 100;
+const REDACTIONS_OF_ONE: usize = 1000;
 /// How long the follower waits after a failure.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -52,7 +52,8 @@ impl Turn {
         Ok(())
     }
 
-    /// An event came: applies the redactions that waited for it.
+    /// An event came: applies the first of the redactions that waited for it and has a right to it. However many
+    /// have none, they write nothing.
     pub(crate) async fn apply_waiting_redactions(&mut self, target: &StoredEvent) -> Result<(), WriteError> {
         let room = self.head.room.sn;
         let range = REDACTIONS.prefix(&(room, EventKey::new(&target.header.event_id)));
@@ -62,11 +63,10 @@ impl Turn {
                 continue;
             }
             let redaction = self.event(key.2).await?;
-            let row = match self.redact(&redaction, target.sn).await? {
-                true => RedactionRow::InForce,
-                false => RedactionRow::Refused,
-            };
-            self.put(&REDACTIONS, &key, row);
+            if self.redact(&redaction, target.sn).await? {
+                self.put(&REDACTIONS, &key, RedactionRow::InForce);
+                return Ok(());
+            }
         }
         Ok(())
     }
@@ -184,7 +184,8 @@ impl Act for Replace {
 }
 
 impl Rooms {
-    /// Starts the follower that makes redactions lasting. It ends with the last other clone.
+    /// Starts the follower that makes redactions lasting, after what a process before this one left is taken up. It
+    /// ends with the last other clone.
     pub(crate) fn follow_redactions(self) {
         let rooms = self;
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
@@ -192,6 +193,11 @@ impl Rooms {
         let store = rooms.store().clone();
         drop(rooms);
         runtime.spawn(async move {
+            if let Some(rooms) = weak.upgrade()
+                && let Err(error) = rooms.tell_all_late_members().await
+            {
+                tracing::warn!(%error, "members of ours are told later what a room says of them");
+            }
             let mut watch = store.watch();
             let mut swept = tokio::time::Instant::now();
             loop {

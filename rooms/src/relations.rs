@@ -14,7 +14,8 @@ use crate::turn::Turn;
 /// How many replies are looked through for the last one that is not redacted.
 const REPLIES_LOOKED_AT: usize = 64;
 
-/// Relations that waited for one event; further ones stay unknown to it.
+/// Relations that waited for one event and are looked at. Those beyond, and those for which the commit has no room, stay
+/// unknown to it.
 const RELATIONS_CONNECTED: usize = 200;
 
 /// What makes two annotations of an event equal, as it stands in the key of [`ANNOTATIONS`].
@@ -64,6 +65,9 @@ impl Turn {
         let range = RELATIONS_WAITING.prefix(&(room, EventKey::new(&target.header.event_id)));
         let store = self.rooms.store().clone();
         for (key, ()) in store.range(&RELATIONS_WAITING, range, Order::Forward, RELATIONS_CONNECTED).await? {
+            if !self.has_room() {
+                break;
+            }
             let related = self.event(key.2).await?;
             self.delete(&RELATIONS_WAITING, &key);
             let Some(order) = related.order() else { continue };

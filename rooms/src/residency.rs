@@ -7,7 +7,7 @@ use ruma::UserId;
 
 use crate::errors::WriteError;
 use crate::rooms::Rooms;
-use crate::tables::{MEMBERS, Membership, PARTIAL_ROOMS, Residency};
+use crate::tables::{LATE_MEMBERS, MEMBERS, Membership, PARTIAL_EVENTS, PARTIAL_ROOMS, Residency};
 use crate::turn::Turn;
 
 /// Members that are read at a time: few at first, as one of ours is often among them.
@@ -20,14 +20,23 @@ impl Turn {
         if !std::mem::take(&mut self.joins_changed) || !self.head.is_resident() {
             return Ok(());
         }
+        if self.has_late_members || self.get(&LATE_MEMBERS, &self.head.room.sn).await?.is_some() {
+            // Seen again when the rows of all of them are here.
+            return Ok(());
+        }
         let others_stay = self.head.row.joined > 0 || self.head.row.partial_state;
         if others_stay && !self.is_any_local_user_joined().await? {
             let room = self.head.room.sn;
             let head = &mut self.change_head().row;
             head.residency = Residency::Left;
-            head.partial_state = false;
-            // Nobody has to be asked for its members any more.
-            self.commit.delete(&PARTIAL_ROOMS, &room);
+            if std::mem::take(&mut head.partial_state) {
+                // Nobody has to be asked for its members any more, and nothing is decided again: also not if we come
+                // back meanwhile.
+                let last = head.next_queued.saturating_sub(1);
+                self.commit.delete(&PARTIAL_ROOMS, &room);
+                let events = PARTIAL_EVENTS.prefix(&(room,)).up_to(&(room, last));
+                self.commit.delete_range_later(&PARTIAL_EVENTS, &events);
+            }
         }
         Ok(())
     }

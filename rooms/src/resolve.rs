@@ -120,7 +120,7 @@ impl Turn {
         Err(WriteError::Busy)
     }
 
-    async fn key_name(&self, key: StateKeySn) -> Result<StateKey, WriteError> {
+    pub(crate) async fn key_name(&self, key: StateKeySn) -> Result<StateKey, WriteError> {
         let row = self.get(&STATE_KEY_NAMES, &(self.head.room.sn, key)).await?;
         let row = row.ok_or_else(|| StoreError::Corrupt {
             table: STATE_KEY_NAMES.name(),

@@ -1,5 +1,6 @@
 //! Restricted rooms: who may come in because they are in another room, and which member of ours says so.
-//! * Only rooms that this server is in can be looked into; of all others it cannot tell.
+//! * Only rooms that this server is in can be looked into; of all others it cannot tell. Of those whose members it was
+//!   not told yet it can tell for its own users.
 
 use hearth_dag::{Level, PowerLevels};
 use hearth_store::Order;
@@ -84,7 +85,13 @@ impl Turn {
                 continue;
             };
             let head = self.rooms.head(other.sn).await?;
-            if head.is_none_or(|head| head.value.residency != Residency::Resident) {
+            let is_known = match head.map(|head| head.value.residency) {
+                Some(Residency::Resident) => true,
+                // Of a partial state it is known which of our own users are joined, not which of the others.
+                Some(Residency::Partial) => self.rooms.is_local(user),
+                _ => false,
+            };
+            if !is_known {
                 unknown = true;
             } else if self.rooms.is_joined(user, other.sn).await? {
                 return Ok(self.authoriser().await?.map_or(Restricted::NobodyMay, Restricted::By));

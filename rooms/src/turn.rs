@@ -22,6 +22,10 @@ use crate::tables::{
 };
 use crate::view::{self, Rows};
 
+/// What the end of a turn may need of its commit: the records of the state, the head, an event's own rows.
+const ROWS_KEPT_FREE: usize = 120;
+const BYTES_KEPT_FREE: usize = 250_000;
+
 pub(crate) struct Turn {
     pub(crate) rooms: Rooms,
     pub(crate) head: Head,
@@ -36,6 +40,8 @@ pub(crate) struct Turn {
     changed: HashSet<EventSn>,
     /// Member rows that have to be written before this turn's change of the state fits into a commit.
     pub(crate) members_first: Vec<StateChange>,
+    /// Members of ours are to be told after this turn's commit.
+    pub(crate) has_late_members: bool,
     /// Who of us or others is joined changed: whether we are still in the room is to be seen.
     pub(crate) joins_changed: bool,
     head_changed: bool,
@@ -55,6 +61,7 @@ impl Turn {
             made: HashMap::new(),
             changed: HashSet::new(),
             members_first: Vec::new(),
+            has_late_members: false,
             joins_changed: false,
             head_changed: false,
         }
@@ -62,6 +69,11 @@ impl Turn {
 
     pub(crate) fn room(&self) -> Arc<RoomInfo> {
         self.head.room.clone()
+    }
+
+    /// Whether rows that may be written or left still fit, beside those that have to be.
+    pub(crate) fn has_room(&self) -> bool {
+        self.commit.has_room_for(ROWS_KEPT_FREE, BYTES_KEPT_FREE)
     }
 
     pub(crate) fn has_written(&self) -> bool {

@@ -97,10 +97,12 @@ pub trait Engine: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Pending(oneshot::Receiver<Result<Committed, CommitError>>);
 
-pub(crate) type Answer = oneshot::Sender<Result<Committed, CommitError>>;
+/// Where an engine says what became of a commit.
+pub type Answer = oneshot::Sender<Result<Committed, CommitError>>;
 
 impl Pending {
-    pub(crate) fn channel() -> (Answer, Self) {
+    /// One that resolves when it is answered.
+    pub fn channel() -> (Answer, Self) {
         let (answer, pending) = oneshot::channel();
         (answer, Self(pending))
     }

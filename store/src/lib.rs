@@ -28,7 +28,7 @@ mod value;
 pub use codec::{Decoder, Desc, Encoder, KeyPart, KeyPrefix, StartingWith};
 pub use commit::{COMMIT_BYTES, COMMIT_ROWS, Commit, KEY_MAX, Topic, VALUE_MAX};
 pub use compact::Compacted;
-pub use engine::{Data, Engine, Order, Pending, Scan};
+pub use engine::{Answer, Data, Engine, Order, Pending, Scan};
 pub use error::{CommitError, Malformed, StoreError};
 pub use jobs::{StagePlan, Staging};
 pub use position::{Committed, StreamPosition};

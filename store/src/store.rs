@@ -222,6 +222,11 @@ impl Store {
         Ok(())
     }
 
+    /// What it keeps its rows in.
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.0.engine
+    }
+
     /// Raised when a backup is restored: tokens of an older epoch may be ahead of what the store now holds.
     pub fn epoch(&self) -> u32 {
         self.0.epoch

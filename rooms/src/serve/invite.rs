@@ -2,12 +2,13 @@
 //! * Ours to a user elsewhere is made in two steps: *prepare* fixes the event on the room's head without writing it;
 //!   the other server signs it; *append* takes it in, as a fork if the room went on meanwhile.
 //! * From elsewhere to our user: what is asked to be signed must be an invite to a user of ours and nothing else.
-//! * Of what the other server answers only its signature is taken.
+//! * Of what the other server answers only a signature of its that holds is taken.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hearth_dag::canonical::Value as Canonical;
+use hearth_dag::canonical::{Object, Value as Canonical};
+use hearth_dag::limits::check_size;
 use hearth_dag::{Draft, Pdu, ReceivedPdu, Rejection, RoomRules, ServerKeys, VerifiedPdu, countersign};
 use hearth_store::Commit;
 use ruma::events::TimelineEventType;
@@ -92,9 +93,7 @@ impl Rooms {
         keys: &ServerKeys,
         also: Commit,
     ) -> Result<Sent, HandshakeError> {
-        let pdu = with_signature_of(prepared, signed)?;
-        let server = prepared.user.server_name();
-        keys.verify_event(server, prepared.room.rules, &pdu).map_err(invalid_because)?;
+        let pdu = with_signature_of(prepared, signed, keys)?;
         let event_id = pdu.event_id().to_owned();
         match self.receive_to_send(&VerifiedPdu::built_here(pdu), &also).await? {
             Received::Accepted(position) => Ok(Sent { event_id, position: Some(position) }),
@@ -137,27 +136,61 @@ impl Rooms {
             return Err(refuse("the event's content hash does not hold"));
         }
         let stripped_state = check_room_state(room, rules, room_state, keys)?;
-        Ok(SignedInvite { user, pdu: countersign(rules, verified.pdu(), signer), stripped_state })
+        let pdu = countersign(rules, verified.pdu(), signer);
+        check_size(pdu.bytes().len()).map_err(|why| refuse(&why.to_string()))?;
+        Ok(SignedInvite { user, pdu, stripped_state })
     }
 }
 
-/// The prepared event with the signature that another server put on its copy.
-fn with_signature_of(prepared: &PreparedInvite, signed: &ReceivedPdu) -> Result<Pdu, HandshakeError> {
-    let (mut ours, theirs) = (prepared.pdu.to_object(), signed.pdu().to_object());
+/// The prepared event with one signature that the invited user's server put on its copy, and that holds. Whatever else
+/// came with it stays out.
+fn with_signature_of(
+    prepared: &PreparedInvite,
+    signed: &ReceivedPdu,
+    keys: &ServerKeys,
+) -> Result<Pdu, HandshakeError> {
+    let (ours, theirs) = (prepared.pdu.to_object(), signed.pdu().to_object());
     let (mut expected, mut got) = (String::new(), String::new());
     ours.write_without(&["signatures", "unsigned"], &mut expected);
     theirs.write_without(&["signatures", "unsigned"], &mut got);
     if expected != got {
         return Err(invalid("the invite came back changed"));
     }
-    let server = prepared.user.server_name().as_str();
-    let signature = theirs.get("signatures").and_then(Canonical::as_object).and_then(|all| all.get(server));
-    let signature = signature.ok_or_else(|| invalid("the invite came back without a signature"))?;
-    if let Some(Canonical::Object(mut signatures)) = ours.remove("signatures") {
-        signatures.insert(server, signature.clone());
-        ours.insert("signatures", Canonical::Object(signatures));
+    let (server, rules) = (prepared.user.server_name(), prepared.room.rules);
+    let of_server = theirs
+        .get("signatures")
+        .and_then(Canonical::as_object)
+        .and_then(|all| all.get(server.as_str()))
+        .and_then(Canonical::as_object);
+    let of_server = of_server.ok_or_else(|| invalid("the invite came back without a signature"))?;
+    let mut why = invalid("the invite came back without a signature by a key that is known");
+    for (key_id, _) in keys.of(server) {
+        let Some(signature) = of_server.get(key_id) else { continue };
+        let pdu = with_signature(prepared, key_id, signature)?;
+        match keys.verify_event(server, rules, &pdu) {
+            Ok(()) => {
+                check_size(pdu.bytes().len()).map_err(invalid_because)?;
+                return Ok(pdu);
+            }
+            Err(rejection) => why = invalid_because(rejection),
+        }
     }
-    let json = Bytes::from(ours.to_canonical());
+    Err(why)
+}
+
+fn with_signature(
+    prepared: &PreparedInvite,
+    key_id: &str,
+    signature: &Canonical<'_>,
+) -> Result<Pdu, HandshakeError> {
+    let mut event = prepared.pdu.to_object();
+    let mut of_server = Object::default();
+    of_server.insert(key_id, signature.clone());
+    if let Some(Canonical::Object(mut signatures)) = event.remove("signatures") {
+        signatures.insert(prepared.user.server_name().as_str(), Canonical::Object(of_server));
+        event.insert("signatures", Canonical::Object(signatures));
+    }
+    let json = Bytes::from(event.to_canonical());
     Pdu::from_stored(prepared.room.rules, prepared.pdu.event_id().to_owned(), json)
         .map_err(|malformed| HandshakeError::Invalid(malformed.to_string()))
 }
@@ -232,13 +265,7 @@ impl Turn {
         user: &UserId,
         content: Box<RawValue>,
     ) -> Result<Pdu, crate::WriteError> {
-        let draft = Draft {
-            sender: sender.to_owned(),
-            kind: TimelineEventType::RoomMember,
-            state_key: Some(user.to_string()),
-            content,
-            redacts: None,
-        };
+        let draft = Draft::member(sender, user, content);
         Ok(self.make(&draft, None, sender.server_name()).await?.pdu)
     }
 }

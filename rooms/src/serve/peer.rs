@@ -4,10 +4,11 @@
 //! * Looking has bounds; where they are met, the server sees the redacted form.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use hearth_dag::{Pdu, redact};
-use hearth_store::{Order, StoreError};
+use hearth_store::StoreError;
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{OwnedServerName, RoomId, ServerName, UserId};
 use serde::Deserialize;
@@ -18,10 +19,8 @@ use crate::ids::{EventSn, NodeRef, RoomSn, SnapshotId, StateKeySn, TimelineOrder
 use crate::kind::Kind;
 use crate::read::{AtEvent, HistoryVisibility, Presence};
 use crate::rooms::Rooms;
-use crate::tables::{MEMBERS, Membership, Status};
+use crate::tables::{Membership, Status};
 
-/// Members read at a time.
-const BATCH: usize = 1_000;
 /// Users of a server that are kept, those who are joined first.
 const USERS_KEPT: usize = 10_000;
 /// Users of a server whose membership at one event is looked up.
@@ -253,22 +252,13 @@ impl Rooms {
         members: NodeRef,
     ) -> Result<Users, StoreError> {
         let mut found = Vec::new();
-        let mut range = MEMBERS.prefix(&(room,));
-        loop {
-            let rows = self.store().range(&MEMBERS, range.clone(), Order::Forward, BATCH).await?;
-            let complete = rows.len() < BATCH;
-            let last = rows.last().map(|(key, _)| key.clone());
-            for ((_, user), row) in rows {
-                let of_server = user.split_once(':').is_some_and(|(_, of)| of == server.as_str());
-                if of_server && found.len() < USERS_KEPT {
-                    found.push((row.value.membership, row.value.key, row.position, user));
-                }
+        let walked = self.each_member(room, |user, row| {
+            if user.split_once(':').is_some_and(|(_, of)| of == server.as_str()) {
+                found.push((row.value.membership, row.value.key, row.position, user));
             }
-            match last {
-                Some(last) if !complete => range = range.after(&last),
-                _ => break,
-            }
-        }
+            if found.len() < USERS_KEPT { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        let _: ControlFlow<()> = walked.await?;
         // The strongest membership is `Join`; among equals those who came last.
         found
             .sort_unstable_by_key(|(membership, _, position, _)| (*membership, std::cmp::Reverse(*position)));

@@ -4,9 +4,10 @@
 //! * Exact: a count belongs to one tree of members, and every answer says for which state it was asked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use hearth_store::{Order, StoreError, StreamPosition};
+use hearth_store::{StoreError, StreamPosition};
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{OwnedServerName, ServerName, UserId};
 use tokio::sync::Mutex;
@@ -14,13 +15,11 @@ use tokio::sync::Mutex;
 use crate::events::RoomInfo;
 use crate::ids::{EventSn, NodeRef, RoomSn, SnapshotId};
 use crate::rooms::Rooms;
-use crate::tables::{HEAD_SNAPSHOTS, MEMBERS, Membership, PARTIAL_ROOMS, SnapshotRow};
+use crate::tables::{HEAD_SNAPSHOTS, Membership, PARTIAL_ROOMS, SnapshotRow};
 
 /// Bytes of lists of servers that are kept, and about how much a server takes in one.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 const BYTES_OF_A_SERVER: u64 = 120;
-/// Members read at a time.
-const BATCH: usize = 1_000;
 /// How often the members are read again because they changed meanwhile.
 const TRIES: usize = 4;
 /// Changes of members whose events are read at a time.
@@ -240,29 +239,22 @@ impl Rooms {
         since: StreamPosition,
     ) -> Result<Option<BTreeMap<OwnedServerName, u32>>, StoreError> {
         let mut counts: BTreeMap<OwnedServerName, u32> = BTreeMap::new();
-        let mut range = MEMBERS.prefix(&(room,));
-        loop {
-            let rows = self.store().range(&MEMBERS, range.clone(), Order::Forward, BATCH).await?;
-            let complete = rows.len() < BATCH;
-            let last = rows.last().map(|(key, _)| key.clone());
-            for ((_, user), row) in rows {
-                if row.position > since {
-                    return Ok(None);
-                }
-                if row.value.membership == Membership::Join
-                    && let Ok(user) = <&UserId>::try_from(&*user)
-                {
-                    match counts.get_mut(user.server_name()) {
-                        Some(count) => *count += 1,
-                        None => drop(counts.insert(user.server_name().to_owned(), 1)),
-                    }
+        let walked = self.each_member(room, |user, row| {
+            if row.position > since {
+                return ControlFlow::Break(());
+            }
+            if row.value.membership == Membership::Join
+                && let Ok(user) = <&UserId>::try_from(&*user)
+            {
+                match counts.get_mut(user.server_name()) {
+                    Some(count) => *count += 1,
+                    None => drop(counts.insert(user.server_name().to_owned(), 1)),
                 }
             }
-            match last {
-                Some(last) if !complete => range = range.after(&last),
-                _ => return Ok(Some(counts)),
-            }
-        }
+            ControlFlow::Continue(())
+        });
+        let is_of_it = walked.await?.is_continue();
+        Ok(is_of_it.then_some(counts))
     }
 
     /// By how much the number of each server's joined users differs between two trees of members.

@@ -5,7 +5,6 @@
 use hearth_dag::canonical::Value as Canonical;
 use hearth_dag::{Draft, Rejection};
 use hearth_store::Commit;
-use ruma::events::TimelineEventType;
 use ruma::{OwnedUserId, RoomId, RoomVersionId, ServerName, UserId};
 use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
@@ -94,13 +93,8 @@ impl Act for MakeTemplate {
         {
             content["join_authorised_via_users_server"] = json!(authoriser);
         }
-        let draft = Draft {
-            sender: self.user.clone(),
-            kind: TimelineEventType::RoomMember,
-            state_key: Some(self.user.to_string()),
-            content: to_raw_value(&content).map_err(|_| Rejection::MalformedMember).map_err(forbidden)?,
-            redacts: None,
-        };
+        let content = to_raw_value(&content).map_err(|_| forbidden(Rejection::MalformedMember))?;
+        let draft = Draft::member(&self.user, &self.user, content);
         // The signature is only there because every event has one: a template has none.
         let ours = turn.rooms.servers().names().next().ok_or(HandshakeError::UnknownRoom)?.to_owned();
         let pdu = turn.make(&draft, None, &ours).await?.pdu;

@@ -234,3 +234,47 @@ async fn a_redaction_that_came_before_the_place_of_its_target_holds() {
     assert!(!stored.pdu.json().contains("secret"));
     assert_eq!(world.state(&room, "m.room.topic", "").await, Some(json!({})));
 }
+
+#[tokio::test]
+async fn however_much_waits_for_an_event_it_has_its_place() {
+    let (world, peer) = (World::new().await, Peer::new("peer.test").await);
+    let room = peer.room("bob", Preset::PublicChat).await;
+    let bob = peer.user("bob");
+    peer.join("carol", &room).await;
+    let carol = peer.user("carol");
+    let root = peer.say(&room, "bob", "root").await;
+    let enter = peer.let_in(&room, &user("alice")).await;
+    let join = enter.join.pdu().clone();
+    world.rooms.enter_room(enter).await.unwrap();
+    let info = peer.rooms.room(&room).await.unwrap().unwrap();
+    let state = state_of(&peer.rooms, &room).await;
+    let receive = async |say: Say<'_>| {
+        let pdu = forge(&room, info.rules, say, &[&join], &state);
+        assert!(matches!(world.rooms.receive(&built(&pdu)).await.unwrap(), Received::Accepted(_)));
+    };
+    for number in 0..230 {
+        let relates = json!({ "rel_type": "m.thread", "event_id": root });
+        let content = json!({ "body": number.to_string(), "msgtype": "m.text", "m.relates_to": relates });
+        receive(Say { sender: &carol, kind: "m.room.message", state_key: None, content }).await;
+    }
+    // Carol has no right to any of hers; Bob wrote it.
+    for number in 0..120 {
+        let content = json!({ "redacts": root, "reason": number.to_string() });
+        receive(Say { sender: &carol, kind: "m.room.redaction", state_key: None, content }).await;
+    }
+    let content = json!({ "redacts": root });
+    receive(Say { sender: &bob, kind: "m.room.redaction", state_key: None, content }).await;
+    let gap = {
+        let at = world.by_id(&room, &join.event_id().to_owned()).await.order().unwrap();
+        world.rooms.last_gap(&room, at).await.unwrap().unwrap()
+    };
+    let history: Vec<Pdu> = peer.timeline(&room).await;
+    let history = &history[..history.len() - 1];
+    let filled = world.rooms.receive_backfill(&room, gap.at, &plain(history)).await.unwrap();
+    assert_eq!(filled, Filled::Done { placed: history.len(), gap: None });
+    let root = world.by_id(&room, &root).await;
+    assert!(root.is_redacted() && root.order().is_some());
+    let info = world.rooms.room(&room).await.unwrap().unwrap();
+    let thread = world.store.get(&tables::THREADS, &(info.sn, root.sn)).await.unwrap().unwrap().value;
+    assert!(thread.count >= 50);
+}

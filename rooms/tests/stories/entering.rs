@@ -8,6 +8,7 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::gate::Gate;
 use crate::peers::*;
 use crate::support::{World, user};
 
@@ -245,4 +246,70 @@ async fn a_room_that_was_left_goes_on_where_it_is_now() {
     let timeline = world.events(&room).await;
     assert_eq!(timeline.len(), 4, "join, message, leave, join");
     assert_eq!(world.last_gap(&room).await.unwrap().at, timeline[3].order().unwrap());
+}
+
+#[tokio::test]
+async fn a_process_that_ends_right_after_entering_leaves_nobody_out() {
+    const LOCAL: usize = 180;
+    let peer = Peer::new("peer.test").await;
+    let room = peer.room("bob", Preset::PublicChat).await;
+    let info = peer.rooms.room(&room).await.unwrap().unwrap();
+    let state = state_of(&peer.rooms, &room).await;
+    let mut answer = peer.let_in(&room, &user("alice")).await;
+    let last = peer.timeline(&room).await[5].clone();
+    let users: Vec<_> = (0..LOCAL).map(|number| user(&format!("user{number}"))).collect();
+    for member in &users {
+        let join = forge(&room, info.rules, Say::member(member, member, "join"), &[&last], &state);
+        answer.state.push(built(&join));
+    }
+    let store = hearth_store::Store::memory().await;
+    let (gate, gated) = Gate::before(&store).await;
+    {
+        let world = World::on(gated);
+        gate.close();
+        let mut enter = std::pin::pin!(world.rooms.enter_room(answer));
+        // Commit by commit until the room is ours.
+        for step in 0.. {
+            assert!(step < 100_000);
+            assert!(futures_util::poll!(&mut enter).is_pending());
+            tokio::task::yield_now().await;
+            if gate.held() == 0 {
+                continue;
+            }
+            if let Some(room) = world.rooms.room(&room).await.unwrap()
+                && world.rooms.head(room.sn).await.unwrap().unwrap().value.residency == Residency::Resident
+            {
+                break;
+            }
+            gate.let_through(1).await;
+        }
+    }
+    let world = World::on(store);
+    let info = world.rooms.room(&room).await.unwrap().unwrap();
+    for _ in 0..100_000 {
+        if world.store.get(&tables::LATE_MEMBERS, &info.sn).await.unwrap().is_none() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    for member in users.iter().chain([&user("alice")]) {
+        assert!(world.rooms.is_joined(member, info.sn).await.unwrap(), "{member}");
+    }
+    let head = world.head(&room).await;
+    assert_eq!((head.residency, head.joined as usize), (Residency::Resident, LOCAL + 2));
+    assert_eq!(world.member_rows(&room).await.len(), LOCAL + 2);
+}
+
+#[tokio::test]
+async fn a_list_of_servers_of_any_length_is_taken() {
+    let (world, peer) = (World::new().await, Peer::new("peer.test").await);
+    let room = peer.room("bob", Preset::PublicChat).await;
+    let mut answer = peer.let_in(&room, &user("alice")).await;
+    answer.state.retain(|event| event.pdu().kind().to_string() != "m.room.member");
+    let server = |number: usize| format!("{}{number}.test", "s".repeat(200));
+    let servers = (0..10_000).map(|number| ruma::ServerName::parse(server(number)).unwrap()).collect();
+    answer.members_omitted = Some(servers);
+    assert!(enter(&world, &answer).await.is_partial);
+    let kept = world.rooms.partial_room(&room).await.unwrap().unwrap().servers;
+    assert!((1_000..10_000).contains(&kept.len()));
 }

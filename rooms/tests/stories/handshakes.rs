@@ -325,3 +325,35 @@ async fn knocking_tells_what_room_it_is() {
     peer().leave(&world, "bob", &room).await.unwrap();
     assert_eq!(sent(&world, mark).await, []);
 }
+
+#[tokio::test]
+async fn our_signature_may_not_make_a_join_too_large() {
+    let world = World::new().await;
+    let club = world.room("alice", Preset::PublicChat).await;
+    let room = restricted(&world, &json!(club)).await;
+    peer().join(&world, "bob", &club).await;
+    let template = peer().make_join(&world, "bob", &room).await.unwrap();
+    let with_reason = |length: usize| {
+        peer().complete_with(&template, |event| event["content"]["reason"] = json!("r".repeat(length)))
+    };
+    let length = hearth_dag::limits::MAX_EVENT_BYTES - with_reason(1).pdu().bytes().len() - 20;
+    let refused = peer().submit_join(&world, &room, with_reason(length), false).await;
+    assert!(matches!(refused, Err(HandshakeError::Invalid(_))), "{refused:?}");
+    peer().submit_join(&world, &room, with_reason(length - 200), false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_room_whose_members_are_not_known_yet_lets_our_own_users_into_others() {
+    let (world, peers) = (World::new().await, crate::peers::Peer::new("peer.test").await);
+    let club = peers.room("bob", Preset::PublicChat).await;
+    let mut answer = peers.let_in(&club, &user("carol")).await;
+    answer.state.retain(|event| event.pdu().kind().to_string() != "m.room.member");
+    answer.members_omitted = Some(vec![peers.name.clone()]);
+    assert!(world.rooms.enter_room(answer).await.unwrap().is_partial);
+    let room = restricted(&world, &json!(club)).await;
+    assert!(matches!(world.join("carol", &room).await.unwrap(), Joined::Here(_)));
+    assert!(matches!(world.join("dave", &room).await, Err(MembershipError::Write(WriteError::Forbidden(_)))));
+    // Of Bob nobody here can tell.
+    let refused = peer().make_join(&world, "bob", &room).await;
+    assert!(matches!(refused, Err(HandshakeError::UnableToAuthorise)), "{refused:?}");
+}

@@ -255,3 +255,43 @@ async fn a_third_party_invite_becomes_an_invite() {
     peer().join(&world, "bob", &room).await;
     assert!(forbidden(exchange(&name, body(&|_| {})).await), "who is in the room is not invited");
 }
+
+#[tokio::test]
+async fn of_an_answer_only_the_signature_that_holds_is_kept() {
+    let world = World::new().await;
+    let room = world.room("alice", Preset::PrivateChat).await;
+    let prepared = world.rooms.prepare_invite(&invite(&room, peer().user("bob"))).await.unwrap();
+    let signed = received(&prepared, &sign(&prepared).await.unwrap());
+    let mut stuffed: Value = serde_json::from_str(signed.pdu().json()).unwrap();
+    stuffed["signatures"]["peer.test"]["ed25519:0"] = json!("x".repeat(10_000));
+    stuffed["signatures"]["peer.test"]["junk"] = json!({ "more": "junk" });
+    stuffed["signatures"]["evil.test"] = json!({ "ed25519:1": "y" });
+    let stuffed = ReceivedPdu::parse(prepared.room.rules, &stuffed.to_string()).unwrap();
+    let sent = world.rooms.append_invite(&prepared, &stuffed, &keys(), Commit::new()).await.unwrap();
+    assert_eq!(world.by_id(&room, &sent.event_id).await.pdu, *signed.pdu());
+}
+
+#[tokio::test]
+async fn a_signature_may_not_make_an_event_too_large() {
+    let world = World::new().await;
+    let room = world.room("alice", Preset::PrivateChat).await;
+    let with_reason =
+        |length| Invite { reason: Some("r".repeat(length)), ..invite(&room, peer().user("bob")) };
+    let small = world.rooms.prepare_invite(&with_reason(1)).await.unwrap();
+    let length = hearth_dag::limits::MAX_EVENT_BYTES - small.pdu.bytes().len() - 20;
+    let prepared = world.rooms.prepare_invite(&with_reason(length)).await.unwrap();
+    let refused = sign(&prepared).await;
+    assert!(matches!(refused, Err(InviteRefusal::Invalid(_))), "{refused:?}");
+    // A server that signs all the same, and takes our signature away to make room.
+    let signer = hearth_dag::Keypair::new(peer().name, "1", &[9; 32]).unwrap();
+    let signed = hearth_dag::countersign(prepared.room.rules, &prepared.pdu, &signer);
+    let mut event = signed.to_object();
+    let signatures = event.remove("signatures").unwrap();
+    let signature = signatures.as_object().unwrap().get("peer.test").unwrap().clone();
+    let mut only = hearth_dag::canonical::Object::default();
+    only.insert("peer.test", signature);
+    event.insert("signatures", hearth_dag::canonical::Value::Object(only));
+    let answer = ReceivedPdu::parse(prepared.room.rules, &event.to_canonical()).unwrap();
+    let refused = world.rooms.append_invite(&prepared, &answer, &keys(), Commit::new()).await;
+    assert!(matches!(refused, Err(HandshakeError::Invalid(_))), "{refused:?}");
+}

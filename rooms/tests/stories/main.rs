@@ -5,6 +5,7 @@ mod asking;
 mod backfilling;
 mod creating;
 mod entering;
+mod gate;
 mod handshakes;
 mod hostile;
 mod invites;

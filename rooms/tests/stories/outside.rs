@@ -163,3 +163,39 @@ async fn a_room_that_everybody_left_stays_here() {
     assert_eq!(world.head(&room).await.residency, Residency::Resident);
     assert!(matches!(world.join("dave", &room).await.unwrap(), Joined::Here(_)));
 }
+
+#[tokio::test]
+async fn nobody_else_ends_an_invite_or_a_knock() {
+    let (world, peer, room, invite) = invited().await;
+    let info = peer.rooms.room(&room).await.unwrap().unwrap();
+    let alice = user("alice");
+    let state = state_of(&peer.rooms, &room).await;
+    let eve = UserId::parse("@eve:evil.test").unwrap();
+    // She names the invite, as the rules ask.
+    let mut forged = Vec::new();
+    for membership in ["leave", "ban"] {
+        let pdu = forge(&room, info.rules, Say::member(&eve, &alice, membership), &[&invite], &state);
+        assert!(pdu.auth_events().contains(&invite.event_id().to_owned()));
+        forged.push(pdu);
+    }
+    for pdu in &forged {
+        let refused = world.rooms.receive_out_of_band(&told(&room, pdu)).await;
+        assert!(matches!(refused, Err(OutOfBandError::NothingToEnd)), "{refused:?}");
+    }
+    assert_eq!(row(&world, &room).await.membership, Membership::Invite);
+    // Another user of the inviter's server may; here nobody can tell their power.
+    let moderator = peer.user("moderator");
+    let back = forge(&room, info.rules, Say::member(&moderator, &alice, "leave"), &[&invite], &state);
+    world.rooms.receive_out_of_band(&told(&room, &back)).await.unwrap();
+    assert_eq!(row(&world, &room).await.membership, Membership::Leave);
+
+    let knock = forge(&room, info.rules, Say::member(&alice, &alice, "knock"), &[&invite], &state);
+    world.rooms.receive_out_of_band(&told(&room, &knock)).await.unwrap();
+    let state = with(&state, &knock);
+    let make = |by: &UserId| forge(&room, info.rules, Say::member(by, &alice, "leave"), &[&knock], &state);
+    let refused = world.rooms.receive_out_of_band(&told(&room, &make(&eve))).await;
+    assert!(matches!(refused, Err(OutOfBandError::NothingToEnd)), "{refused:?}");
+    // The state that came along shows that Bob's server is in the room.
+    world.rooms.receive_out_of_band(&told(&room, &make(&peer.user("bob")))).await.unwrap();
+    assert_eq!(row(&world, &room).await.membership, Membership::Leave);
+}

@@ -119,3 +119,136 @@ async fn whoever_enters_beside_another_does_not_take_members_away() {
     assert_eq!(world.head(&room).await.residency, Residency::Left);
     assert!(world.rooms.partial_rooms().await.unwrap().is_empty());
 }
+
+#[tokio::test]
+async fn a_state_that_does_not_let_our_user_in_is_not_believed() {
+    let (world, peer, room, full) = entered().await;
+    let info = peer.rooms.room(&room).await.unwrap().unwrap();
+    let (bob, alice) = (peer.user("bob"), user("alice"));
+    let mut before = state_of(&peer.rooms, &room).await;
+    before.remove(&("m.room.member".to_owned(), alice.to_string()));
+    let last = peer.timeline(&room).await[5].clone();
+    let ban = forge(&room, info.rules, Say::member(&bob, &alice, "ban"), &[&last], &before);
+    let mut lie = full.state.clone();
+    lie.push(built(&ban));
+    let refused = world.rooms.complete_state(&room, lie, full.auth_chain.clone()).await;
+    assert!(matches!(refused, Err(CompleteError::Refused(_))), "{refused:?}");
+    let mut twice = full.state.clone();
+    let topic = |text: &str| {
+        let say = Say::state(&bob, "m.room.topic", "", json!({ "topic": text }));
+        built(&forge(&room, info.rules, say, &[&last], &before))
+    };
+    twice.extend([topic("one"), topic("two")]);
+    let refused = world.rooms.complete_state(&room, twice, full.auth_chain.clone()).await;
+    assert!(matches!(refused, Err(CompleteError::TwoEventsForOneKey(_))), "{refused:?}");
+    let head = world.head(&room).await;
+    assert!(head.partial_state && head.extremities.len() == 1);
+    world.say("alice", &room, "still here").await.unwrap();
+    // Another server tells the truth.
+    world.rooms.complete_state(&room, full.state.clone(), full.auth_chain.clone()).await.unwrap();
+    let head = world.head(&room).await;
+    assert_eq!((head.residency, head.extremities.len()), (Residency::Resident, 1));
+    assert_eq!(world.membership(&room, "alice").await.unwrap(), "join");
+}
+
+/// A room in which Dora, of whom we do not know that she is banned, kicks Carol, who goes on elsewhere.
+async fn kicked_by_nobody() -> (World, OwnedRoomId, EnterRoom, [hearth_dag::Pdu; 2]) {
+    let (world, peer) = (World::new().await, Peer::new("peer.test").await);
+    let room = peer.room("bob", Preset::PublicChat).await;
+    peer.join("carol", &room).await;
+    peer.join("dora", &room).await;
+    let (bob, carol, dora) = (peer.user("bob"), peer.user("carol"), peer.user("dora"));
+    let mut levels: serde_json::Value = {
+        let event =
+            state_of(&peer.rooms, &room).await[&("m.room.power_levels".into(), String::new())].clone();
+        serde_json::from_str(peer.pdu(&room, &event).await.content_json()).unwrap()
+    };
+    levels["users"] = json!({ &dora: 50 });
+    peer.send(&room, Say::state(&bob, "m.room.power_levels", "", levels)).await;
+    let joins: Vec<_> = peer.timeline(&room).await;
+    let join_of = |user: &ruma::UserId| {
+        joins.iter().find(|event| event.state_key() == Some(user.as_str())).unwrap().clone()
+    };
+    let (carols, doras) = (join_of(&carol), join_of(&dora));
+    peer.send(&room, Say::member(&bob, &dora, "ban")).await;
+    let full = peer.let_in(&room, &user("alice")).await;
+    let mut answer = full.clone();
+    answer.state.retain(|event| event.pdu().kind().to_string() != "m.room.member");
+    answer.members_omitted = Some(vec![peer.name.clone()]);
+    world.rooms.enter_room(answer).await.unwrap();
+    for join in [&carols, &doras] {
+        world.rooms.receive_outlier(&built(join)).await.unwrap();
+    }
+    let info = peer.rooms.room(&room).await.unwrap().unwrap();
+    let state = with(&state_of(&peer.rooms, &room).await, &doras);
+    let kick = forge(&room, info.rules, Say::member(&dora, &carol, "leave"), &[full.join.pdu()], &state);
+    assert!(matches!(world.rooms.receive(&built(&kick)).await.unwrap(), Received::Accepted(_)));
+    let said = forge(&room, info.rules, Say::message(&carol, "hello"), &[full.join.pdu()], &state);
+    assert!(matches!(world.rooms.receive(&built(&said)).await.unwrap(), Received::SoftFailed(Some(_))));
+    (world, room, full, [kick, said])
+}
+
+#[tokio::test]
+async fn what_only_a_partial_state_refused_comes_in_when_it_is_complete() {
+    let (world, room, full, [kick, said]) = kicked_by_nobody().await;
+    world.rooms.complete_state(&room, full.state.clone(), full.auth_chain.clone()).await.unwrap();
+    assert_eq!(world.by_id(&room, &kick.event_id().to_owned()).await.status(), Status::Rejected);
+    let stored = world.by_id(&room, &said.event_id().to_owned()).await;
+    assert!(stored.status() == Status::Accepted && stored.order().is_some());
+    let shown = ids(&crate::peers::timeline(&world.rooms, &world.store, &room).await);
+    assert_eq!(shown, ids(&[full.join.pdu().clone(), said.clone()]));
+    assert_eq!(world.head(&room).await.extremities, [stored.sn]);
+    assert!(world.rooms.rooms_with_queues().await.unwrap().is_empty());
+    let again = world.rooms.receive(&built(&said)).await.unwrap();
+    assert!(matches!(again, Received::Accepted(position) if position == stored.position));
+}
+
+#[tokio::test]
+async fn leaving_ends_what_was_to_be_decided_again() {
+    let (world, room, _, _) = kicked_by_nobody().await;
+    let info = world.rooms.room(&room).await.unwrap().unwrap();
+    let open = async || {
+        let range = tables::PARTIAL_EVENTS.prefix(&(info.sn,));
+        world
+            .store
+            .range(&tables::PARTIAL_EVENTS, range, hearth_store::Order::Forward, 100)
+            .await
+            .unwrap()
+            .len()
+    };
+    assert_eq!(open().await, 3);
+    world.remove(Removal::Leave, "alice", "alice", &room).await.unwrap();
+    assert_eq!(world.head(&room).await.residency, Residency::Left);
+    world.store.jobs_finished().await.unwrap();
+    assert_eq!(open().await, 0);
+}
+
+#[tokio::test]
+async fn however_many_members_come_with_the_full_state_all_have_their_rows() {
+    const MANY: usize = 400;
+    let (world, peer, room, mut full) = entered().await;
+    let info = peer.rooms.room(&room).await.unwrap().unwrap();
+    let mut before = state_of(&peer.rooms, &room).await;
+    before.remove(&("m.room.member".to_owned(), user("alice").to_string()));
+    let last = peer.timeline(&room).await[5].clone();
+    let mut users = Vec::new();
+    for number in 0..MANY {
+        for server in ["many.test", "hearth.test"] {
+            let member = ruma::UserId::parse(format!("@user{number}:{server}")).unwrap();
+            let content = json!({ "membership": "join", "displayname": "n".repeat(5_000), "avatar_url": "u".repeat(900) });
+            let join = Say::state(&member, "m.room.member", member.as_str(), content);
+            full.state.push(built(&forge(&room, info.rules, join, &[&last], &before)));
+            users.push(member);
+        }
+    }
+    world.rooms.complete_state(&room, full.state, full.auth_chain).await.unwrap();
+    let head = world.head(&room).await;
+    assert_eq!((head.residency, head.joined as usize), (Residency::Resident, 2 * MANY + 3));
+    let info = world.rooms.room(&room).await.unwrap().unwrap();
+    let rows = world.member_rows(&room).await;
+    for member in &users {
+        assert!(world.rooms.is_joined(member, info.sn).await.unwrap(), "{member}");
+        assert_eq!(rows[member.as_str()], Membership::Join);
+    }
+    assert!(world.store.get(&tables::LATE_MEMBERS, &info.sn).await.unwrap().is_none());
+}
