@@ -11,7 +11,7 @@ use std::{
 use hearth_dag::{Keypair, LocalServers, Signer};
 use hearth_federation::{
     Access, Federation, FederationOptions, Https, HttpsError, HttpsOptions, KeyError, Network, OldKeyError,
-    OwnKeys, Patience, dns::SystemDns, load_or_create_key,
+    OwnKeys, Patience, RemoteRooms, dns::SystemDns, load_or_create_key,
 };
 use hearth_rooms::{Rooms, RoomsOptions, SystemClock, read::Reader};
 use hearth_store::{Commit, CommitError, Store, StoreError, StoreOptions};
@@ -54,6 +54,8 @@ pub struct Parts {
     pub local_servers: LocalServers,
     /// What this server is to other servers.
     pub federation: Federation,
+    /// What our users do in rooms of other servers.
+    pub remote_rooms: RemoteRooms,
     /// Uploaded files.
     pub media: Media,
     /// How often who may do what.
@@ -91,6 +93,7 @@ hands_out! {
     key: Arc<Keypair>,
     local_servers: LocalServers,
     federation: Federation,
+    remote_rooms: RemoteRooms,
     media: Media,
     rate_limits: Arc<RateLimits>,
     shutdown: Shutdown,
@@ -196,10 +199,11 @@ impl App {
             users,
             summaries: Summaries::new(rooms.clone()),
             sync,
-            rooms,
             reader,
             key,
             local_servers,
+            remote_rooms: RemoteRooms::start(federation.clone(), rooms.clone()),
+            rooms,
             federation,
             media,
             rate_limits,

@@ -216,7 +216,10 @@ impl TestServer {
 
 /// Servers that can reach each other, in this process. Cheap to clone; all clones are one.
 #[derive(Clone, Default)]
-pub struct TestNetwork(Arc<Mutex<HashMap<OwnedServerName, Peer>>>);
+pub struct TestNetwork(
+    Arc<Mutex<HashMap<OwnedServerName, Peer>>>,
+    Arc<Mutex<Vec<(OwnedServerName, String)>>>,
+);
 
 enum Peer {
     /// A whole server.
@@ -235,6 +238,16 @@ impl TestNetwork {
         let key = TestPeer::stranger(name).0;
         self.0.lock().insert(name.to_owned(), Peer::Keys(key.clone()));
         TestPeer(key)
+    }
+
+    /// From now on, that server answers requests to paths that start so as if it knew no such endpoint.
+    pub fn refuse(&self, name: &ServerName, path: &str) {
+        self.1.lock().push((name.to_owned(), path.to_owned()));
+    }
+
+    /// From now on, all servers answer everything again.
+    pub fn refuse_nothing(&self) {
+        self.1.lock().clear();
     }
 
     /// From now on, nobody reaches that server.
@@ -267,6 +280,12 @@ impl Network for TestNetwork {
         request: Request<Bytes>,
         limits: Limits,
     ) -> Result<http::Response<Bytes>, NetworkError> {
+        let path = request.uri().path();
+        if self.1.lock().iter().any(|(name, start)| name == to && path.starts_with(start.as_str())) {
+            let answer = http::Response::builder().status(StatusCode::NOT_FOUND);
+            let body = Bytes::from_static(br#"{"errcode":"M_UNRECOGNIZED","error":"refused"}"#);
+            return answer.body(body).map_err(|error| NetworkError::Broken(error.to_string()));
+        }
         let front = match self.0.lock().get(to) {
             None => return Err(NetworkError::Connect("there is no such server".to_owned())),
             Some(Peer::Keys(key)) => return Ok(http::Response::new(published_keys(key, now_ms()).into())),
