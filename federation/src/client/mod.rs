@@ -314,7 +314,10 @@ impl Client {
 fn is_servers_fault(error: &NetworkError) -> bool {
     !matches!(
         error,
-        NetworkError::PrivateAddress { .. } | NetworkError::BadTarget | NetworkError::TooLarge { .. }
+        NetworkError::PrivateAddress { .. }
+            | NetworkError::BadTarget
+            | NetworkError::TooLarge { .. }
+            | NetworkError::Busy
     )
 }
 

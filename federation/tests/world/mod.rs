@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -26,6 +27,8 @@ use http::{Request, Response};
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 
+/// Where requests come from.
+pub const FROM: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 pub const NOW: u64 = 1_700_000_000_000;
 pub const HOUR: u64 = 3_600_000;
 pub const DAY: u64 = 24 * HOUR;
@@ -45,8 +48,12 @@ pub struct World {
 
 #[async_trait]
 impl Network for World {
-    async fn send(&self, to: &ServerName, request: Request<Bytes>, _: Limits) -> Answer {
+    async fn send(&self, to: &ServerName, request: Request<Bytes>, limits: Limits) -> Answer {
         self.asked.lock().push(format!("{to} {} {}", request.method(), request.uri()));
+        if to.as_str().ends_with(".tarpit.test") {
+            tokio::time::sleep(limits.timeout).await;
+            return Err(NetworkError::Timeout);
+        }
         tokio::time::sleep(Duration::from_millis(1)).await;
         let handler = self.servers.lock().get(to.as_str()).cloned();
         handler.map_or(Err(NetworkError::Timeout), |handler| handler(&request))
