@@ -10,8 +10,8 @@ use std::{
 
 use hearth_dag::{Keypair, LocalServers, Signer};
 use hearth_federation::{
-    Access, Federation, FederationOptions, Https, HttpsError, HttpsOptions, KeyError, Network, OldKeyError,
-    OwnKeys, Patience, RemoteRooms, dns::SystemDns, load_or_create_key,
+    Access, Federation, FederationOptions, Https, HttpsError, HttpsOptions, Inbound, KeyError, Network,
+    OldKeyError, OwnKeys, Patience, RemoteRooms, dns::SystemDns, load_or_create_key,
 };
 use hearth_rooms::{Rooms, RoomsOptions, SystemClock, read::Reader};
 use hearth_store::{Commit, CommitError, Store, StoreError, StoreOptions};
@@ -56,6 +56,8 @@ pub struct Parts {
     pub federation: Federation,
     /// What our users do in rooms of other servers.
     pub remote_rooms: RemoteRooms,
+    /// What other servers send.
+    pub inbound: Inbound,
     /// Uploaded files.
     pub media: Media,
     /// How often who may do what.
@@ -94,6 +96,7 @@ hands_out! {
     local_servers: LocalServers,
     federation: Federation,
     remote_rooms: RemoteRooms,
+    inbound: Inbound,
     media: Media,
     rate_limits: Arc<RateLimits>,
     shutdown: Shutdown,
@@ -190,6 +193,7 @@ impl App {
         let options = RoomsOptions::default();
         let rooms = Rooms::new(store.clone(), local_servers.clone(), Arc::new(SystemClock), &options);
         let reader = rooms.reader().clone();
+        let inbound = Inbound::new(federation.clone(), rooms.clone(), users.clone());
         // Two starts are never within a millisecond.
         let boot = (now_ms() & u64::from(u32::MAX)) as u32;
         let sync = ClientSync::start(store.clone(), reader.clone(), users.clone(), Arc::new(now_ms), boot);
@@ -204,6 +208,7 @@ impl App {
             local_servers,
             remote_rooms: RemoteRooms::start(federation.clone(), rooms.clone()),
             rooms,
+            inbound,
             federation,
             media,
             rate_limits,

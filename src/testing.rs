@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
 use axum::body::{Body, Bytes};
-use hearth_dag::Keypair;
+use hearth_dag::{Keypair, Signer as _};
 use hearth_federation::{
     Limits, Network, NetworkError, published_keys,
     x_matrix::{SignedParts, signed_content},
@@ -108,6 +108,7 @@ impl TestServer {
         let app = App::on(Arc::new(config), store, key, Arc::new(network.clone()), Shutdown::default());
         let app = app.await.expect("the store is good");
         crate::client_api::resume(app.clone());
+        crate::federation_api::resume(app.clone());
         let dispatcher = Dispatcher::new(app.clone(), &server::routes()).expect("the route table is good");
         let front = Front::over(dispatcher);
         network.0.lock().insert(server_name, Peer::Server(front.clone()));
@@ -226,7 +227,12 @@ enum Peer {
     Server(Front),
     /// One that does nothing but publish its key.
     Keys(Arc<Keypair>),
+    /// One that publishes its key, and answers everything else as a story wants it.
+    Fake(Arc<Keypair>, Arc<FakeAnswers>),
 }
+
+/// What a fake server answers.
+pub type FakeAnswers = dyn Fn(&Request<Bytes>) -> http::Response<Bytes> + Send + Sync;
 
 /// A server that is nothing but a name and a key: it asks, and cannot be asked.
 #[derive(Clone)]
@@ -250,6 +256,16 @@ impl TestNetwork {
         self.1.lock().clear();
     }
 
+    /// The server answers so from now on.
+    pub fn fake(
+        &self,
+        peer: &TestPeer,
+        answers: impl Fn(&Request<Bytes>) -> http::Response<Bytes> + Send + Sync + 'static,
+    ) {
+        let name = peer.0.server_name().to_owned();
+        self.0.lock().insert(name, Peer::Fake(peer.0.clone(), Arc::new(answers)));
+    }
+
     /// From now on, nobody reaches that server.
     pub fn cut(&self, name: &ServerName) {
         self.0.lock().remove(name);
@@ -261,6 +277,11 @@ impl TestPeer {
     pub fn stranger(name: &ServerName) -> Self {
         let key = Keypair::new(name.to_owned(), "peer", &[9; 32]).expect("the version is a good one");
         Self(Arc::new(key))
+    }
+
+    /// The key that it signs with.
+    pub fn key(&self) -> &Arc<Keypair> {
+        &self.0
     }
 
     /// The `Authorization` header of a request to a server.
@@ -289,6 +310,13 @@ impl Network for TestNetwork {
         let front = match self.0.lock().get(to) {
             None => return Err(NetworkError::Connect("there is no such server".to_owned())),
             Some(Peer::Keys(key)) => return Ok(http::Response::new(published_keys(key, now_ms()).into())),
+            Some(Peer::Fake(key, _)) if request.uri().path().starts_with("/_matrix/key/") => {
+                return Ok(http::Response::new(published_keys(key, now_ms()).into()));
+            }
+            Some(Peer::Fake(_, answers)) => {
+                let answers = answers.clone();
+                return Ok(answers(&request));
+            }
             Some(Peer::Server(front)) => front.clone(),
         };
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));

@@ -15,6 +15,7 @@ pub mod doctor;
 mod federation;
 mod history;
 mod https;
+pub mod inbound;
 mod key_store;
 mod keys;
 mod lookups;
@@ -32,11 +33,12 @@ pub use destinations::{Destinations, Patience};
 pub use federation::{Claim, Federation, FederationOptions, Refused, SIGNATURES_MAX};
 pub use history::HISTORY_TIME;
 pub use https::{Https, HttpsError, HttpsOptions, REDIRECTS_MAX, REQUESTS_AT_ONCE, WELL_KNOWN_LIMITS};
+pub use inbound::Inbound;
 pub use key_store::{
     ASKED_AGAIN_MS, BadKeys, BadQuery, Clock, KEY_ID_BYTES, KEY_RESPONSE_BYTES, KEYS_PER_SERVER, KEYS_TIME,
     KeyLookupError, KeyNeeds, KeyQuery, KeyResponse, KeyStore, KeyStoreOptions, LearnError, OwnKeys,
     QUERY_FETCHES_MAX, QUERY_SERVERS_MAX, QUERY_TIME, SERVERS_IN_MEMORY, SIGNATURES_PER_SERVER,
-    VALID_AT_MOST_MS,
+    STRANGERS_AT_ONCE, VALID_AT_MOST_MS,
 };
 pub use keys::{KeyError, OldKeyError, OldVerifyKey, load_or_create_key, published_keys, server_keys};
 pub use lookups::{LOOKUPS_AT_ONCE, PROFILE_TIME};
