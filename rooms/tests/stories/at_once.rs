@@ -1,11 +1,15 @@
 //! Events of a peer that are handed over all at once: each is decided while those before it are on their way.
 
-use futures_util::future::{join, join_all};
+use futures_util::{
+    future::{join, join_all},
+    poll,
+};
 use hearth_rooms::*;
-use hearth_store::Order;
+use hearth_store::{Order, Store};
 use ruma::OwnedRoomId;
 use serde_json::json;
 
+use crate::gate::Gate;
 use crate::peers::*;
 use crate::support::{World, user};
 
@@ -18,8 +22,11 @@ async fn story() -> (World, Peer, OwnedRoomId) {
 }
 
 #[tokio::test]
-async fn events_that_are_handed_over_at_once_are_taken_in_their_order() {
-    let (world, peer, room) = story().await;
+async fn events_that_are_handed_over_at_once_do_not_wait_for_the_disk_of_each_other() {
+    let (gate, store) = Gate::before(&Store::memory().await).await;
+    let (world, peer) = (World::on(store), Peer::new("peer.test").await);
+    let room = peer.room("bob", Preset::PublicChat).await;
+    world.rooms.enter_room(peer.let_in(&room, &user("alice")).await).await.unwrap();
     for number in 0..60 {
         peer.say(&room, "bob", &number.to_string()).await;
     }
@@ -27,8 +34,17 @@ async fn events_that_are_handed_over_at_once_are_taken_in_their_order() {
     let mut events: Vec<_> = timeline[timeline.len() - 60..].iter().map(built).collect();
     // One comes twice.
     events.push(events[59].clone());
-    let received = join_all(events.iter().map(|event| world.rooms.receive(event))).await;
-    let positions: Vec<_> = received
+    gate.close();
+    let all = join_all(events.iter().map(|event| world.rooms.receive(event)));
+    let mut all = std::pin::pin!(all);
+    for _ in 0..10_000 {
+        assert!(poll!(&mut all).is_pending(), "nothing is answered before it is on the disk");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(gate.held(), 60, "all are decided before the first is on the disk");
+    gate.let_through(60).await;
+    let positions: Vec<_> = all
+        .await
         .into_iter()
         .map(|received| match received.unwrap() {
             Received::Accepted(position) => position,
