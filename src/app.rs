@@ -10,8 +10,8 @@ use std::{
 
 use hearth_dag::{Keypair, LocalServers, Signer};
 use hearth_federation::{
-    Access, Federation, FederationOptions, Https, HttpsError, HttpsOptions, KeyError, Network, OldKeyError,
-    OwnKeys, Patience, Sender, SenderOptions, dns::SystemDns, load_or_create_key,
+    Access, Federation, FederationOptions, Https, HttpsError, HttpsOptions, Inbound, KeyError, Network,
+    OldKeyError, OwnKeys, Patience, RemoteRooms, dns::SystemDns, load_or_create_key,
 };
 use hearth_rooms::{Rooms, RoomsOptions, SystemClock, read::Reader};
 use hearth_store::{Commit, CommitError, Store, StoreError, StoreOptions};
@@ -54,8 +54,10 @@ pub struct Parts {
     pub local_servers: LocalServers,
     /// What this server is to other servers.
     pub federation: Federation,
-    /// Sends what happens here to other servers.
-    pub sender: Sender,
+    /// What our users do in rooms of other servers.
+    pub remote_rooms: RemoteRooms,
+    /// What other servers send.
+    pub inbound: Inbound,
     /// Uploaded files.
     pub media: Media,
     /// How often who may do what.
@@ -93,7 +95,8 @@ hands_out! {
     key: Arc<Keypair>,
     local_servers: LocalServers,
     federation: Federation,
-    sender: Sender,
+    remote_rooms: RemoteRooms,
+    inbound: Inbound,
     media: Media,
     rate_limits: Arc<RateLimits>,
     shutdown: Shutdown,
@@ -190,16 +193,9 @@ impl App {
         let options = RoomsOptions::default();
         let rooms = Rooms::new(store.clone(), local_servers.clone(), Arc::new(SystemClock), &options);
         let reader = rooms.reader().clone();
+        let inbound = Inbound::new(federation.clone(), rooms.clone(), users.clone());
         // Two starts are never within a millisecond.
         let boot = (now_ms() & u64::from(u32::MAX)) as u32;
-        let sender = Sender::new(SenderOptions {
-            store: store.clone(),
-            rooms: rooms.clone(),
-            users: users.clone(),
-            federation: federation.clone(),
-            clock: Arc::new(now_ms),
-            boot: now_ms(),
-        });
         let sync = ClientSync::start(store.clone(), reader.clone(), users.clone(), Arc::new(now_ms), boot);
         Ok(Self(Arc::new(Parts {
             config,
@@ -207,12 +203,13 @@ impl App {
             users,
             summaries: Summaries::new(rooms.clone()),
             sync,
-            rooms,
             reader,
             key,
             local_servers,
+            remote_rooms: RemoteRooms::start(federation.clone(), rooms.clone()),
+            rooms,
+            inbound,
             federation,
-            sender,
             media,
             rate_limits,
             shutdown,
@@ -221,7 +218,6 @@ impl App {
 
     /// Brings everything to the disk. The store's files are free when the last clone of the app is gone.
     pub async fn close(&self) {
-        self.sender.close().await;
         if let Err(error) = self.users.close().await {
             tracing::warn!(%error, "when devices were last seen could not be written");
         }

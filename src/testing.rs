@@ -5,10 +5,9 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
 use axum::body::{Body, Bytes};
-use hearth_dag::Keypair;
+use hearth_dag::{Keypair, Signer as _};
 use hearth_federation::{
     Limits, Network, NetworkError, published_keys,
-    tables::SENT_UP_TO,
     x_matrix::{SignedParts, signed_content},
 };
 use hearth_store::{Order, Scan, Store};
@@ -109,6 +108,7 @@ impl TestServer {
         let app = App::on(Arc::new(config), store, key, Arc::new(network.clone()), Shutdown::default());
         let app = app.await.expect("the store is good");
         crate::client_api::resume(app.clone());
+        crate::federation_api::resume(app.clone());
         let dispatcher = Dispatcher::new(app.clone(), &server::routes()).expect("the route table is good");
         let front = Front::over(dispatcher);
         network.0.lock().insert(server_name, Peer::Server(front.clone()));
@@ -200,9 +200,7 @@ impl TestServer {
         loop {
             let scan = Scan { start: &start, end: &[0xff; 8], order: Order::Forward, limit: 1000 };
             let rows = self.app.store.scan(scan).await.expect("the store can be read");
-            // How far other servers were told is written when there is time for it.
-            let rows_hashed = rows.iter().filter(|(key, _)| SENT_UP_TO.key_of(key).is_none());
-            for (key, value) in rows_hashed {
+            for (key, value) in &rows {
                 hash.update(key.len().to_be_bytes());
                 hash.update(&key[..]);
                 hash.update(value.len().to_be_bytes());
@@ -219,14 +217,22 @@ impl TestServer {
 
 /// Servers that can reach each other, in this process. Cheap to clone; all clones are one.
 #[derive(Clone, Default)]
-pub struct TestNetwork(Arc<Mutex<HashMap<OwnedServerName, Peer>>>);
+pub struct TestNetwork(
+    Arc<Mutex<HashMap<OwnedServerName, Peer>>>,
+    Arc<Mutex<Vec<(OwnedServerName, String)>>>,
+);
 
 enum Peer {
     /// A whole server.
     Server(Front),
     /// One that does nothing but publish its key.
     Keys(Arc<Keypair>),
+    /// One that publishes its key, and answers everything else as a story wants it.
+    Fake(Arc<Keypair>, Arc<FakeAnswers>),
 }
+
+/// What a fake server answers.
+pub type FakeAnswers = dyn Fn(&Request<Bytes>) -> http::Response<Bytes> + Send + Sync;
 
 /// A server that is nothing but a name and a key: it asks, and cannot be asked.
 #[derive(Clone)]
@@ -240,6 +246,26 @@ impl TestNetwork {
         TestPeer(key)
     }
 
+    /// From now on, that server answers requests to paths that start so as if it knew no such endpoint.
+    pub fn refuse(&self, name: &ServerName, path: &str) {
+        self.1.lock().push((name.to_owned(), path.to_owned()));
+    }
+
+    /// From now on, all servers answer everything again.
+    pub fn refuse_nothing(&self) {
+        self.1.lock().clear();
+    }
+
+    /// The server answers so from now on.
+    pub fn fake(
+        &self,
+        peer: &TestPeer,
+        answers: impl Fn(&Request<Bytes>) -> http::Response<Bytes> + Send + Sync + 'static,
+    ) {
+        let name = peer.0.server_name().to_owned();
+        self.0.lock().insert(name, Peer::Fake(peer.0.clone(), Arc::new(answers)));
+    }
+
     /// From now on, nobody reaches that server.
     pub fn cut(&self, name: &ServerName) {
         self.0.lock().remove(name);
@@ -251,6 +277,11 @@ impl TestPeer {
     pub fn stranger(name: &ServerName) -> Self {
         let key = Keypair::new(name.to_owned(), "peer", &[9; 32]).expect("the version is a good one");
         Self(Arc::new(key))
+    }
+
+    /// The key that it signs with.
+    pub fn key(&self) -> &Arc<Keypair> {
+        &self.0
     }
 
     /// The `Authorization` header of a request to a server.
@@ -270,9 +301,22 @@ impl Network for TestNetwork {
         request: Request<Bytes>,
         limits: Limits,
     ) -> Result<http::Response<Bytes>, NetworkError> {
+        let path = request.uri().path();
+        if self.1.lock().iter().any(|(name, start)| name == to && path.starts_with(start.as_str())) {
+            let answer = http::Response::builder().status(StatusCode::NOT_FOUND);
+            let body = Bytes::from_static(br#"{"errcode":"M_UNRECOGNIZED","error":"refused"}"#);
+            return answer.body(body).map_err(|error| NetworkError::Broken(error.to_string()));
+        }
         let front = match self.0.lock().get(to) {
             None => return Err(NetworkError::Connect("there is no such server".to_owned())),
             Some(Peer::Keys(key)) => return Ok(http::Response::new(published_keys(key, now_ms()).into())),
+            Some(Peer::Fake(key, _)) if request.uri().path().starts_with("/_matrix/key/") => {
+                return Ok(http::Response::new(published_keys(key, now_ms()).into()));
+            }
+            Some(Peer::Fake(_, answers)) => {
+                let answers = answers.clone();
+                return Ok(answers(&request));
+            }
             Some(Peer::Server(front)) => front.clone(),
         };
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));

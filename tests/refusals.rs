@@ -4,7 +4,7 @@
 use axum::body::Body;
 use hearth::{
     config::ByteSize,
-    http::{Auth, BodyLimit, Route, Specimen},
+    http::{Auth, BodyLimit, Route, Specimen, TRANSACTION_BYTES},
     server,
     testing::{Answer, TestPeer, TestServer, TestUser, encoded},
 };
@@ -53,7 +53,13 @@ impl Stage {
         let stage = Self { server, me, member, outsider, remote, values };
         // Its keys are fetched once, and not while something is refused.
         let hello = stage.remote.signs(server_name!("hearth.test"), &Method::GET, "/", b"");
-        let claim = stage.server.app.federation.claim([hello.as_str()].into_iter()).await.unwrap();
+        let claim = stage
+            .server
+            .app
+            .federation
+            .claim([127, 0, 0, 1].into(), [hello.as_str()].into_iter())
+            .await
+            .unwrap();
         stage.server.app.federation.verify(&claim, "GET", "/", b"").await.unwrap();
         stage
     }
@@ -172,6 +178,7 @@ impl Stage {
             BodyLimit::Json => limits.request_size,
             BodyLimit::Event => limits.event_request_size,
             BodyLimit::Upload => limits.upload_size,
+            BodyLimit::Transaction => ByteSize::kib(TRANSACTION_BYTES as u64 / 1024),
         };
         if specimen.body.is_some() || route.body_limit == BodyLimit::Upload {
             let answer = self.ask(route, specimen, mine, vec![b' '; limit.bytes() + 1]).await;

@@ -266,6 +266,7 @@ fn explained(error: &NetworkError, place: &str) -> String {
             "Something else than a Matrix server seems to answer there."
         }
         NetworkError::BadTarget => "The name cannot be part of an address.",
+        NetworkError::Busy => "It was not asked.",
     };
     format!("{place}: {error}. {advice}")
 }

@@ -1,7 +1,7 @@
 //! The parts of federation, put together, and the gate through which requests of other servers come in.
 //! A request is believed when a key of its origin signed it for one of our names, method, path and body included.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use hearth_dag::{LocalServers, VerifyKey, canonical::NotCanonical};
 use hearth_store::{Store, StoreError};
@@ -85,6 +85,9 @@ pub enum Refused {
     /// The signature is not that key's over this request.
     #[error("the request's signature does not hold")]
     Signature,
+    /// Too many keys are being fetched for requests that came from there.
+    #[error("too many requests of unknown servers come from there")]
+    Busy,
     /// By the operator's lists.
     #[error(transparent)]
     Access(#[from] AccessDenied),
@@ -161,14 +164,19 @@ impl Federation {
 
     /// Reads the `Authorization` headers of a request, fetches the keys that they name, and refuses what can be refused
     /// without the body: who has no key makes us hold none.
-    pub async fn claim<'a>(&self, headers: impl Iterator<Item = &'a str>) -> Result<Claim, Refused> {
+    pub async fn claim<'a>(
+        &self,
+        from: IpAddr,
+        headers: impl Iterator<Item = &'a str>,
+    ) -> Result<Claim, Refused> {
         let signatures = self.signatures(headers)?;
         let origin = signatures[0].origin.clone();
         let (mut signed, mut unknown) = (Vec::new(), Refused::Unsigned);
         for signature in signatures {
-            match self.keys.request_key(&origin, &signature.key_id).await {
+            match self.keys.request_key(from, &origin, &signature.key_id).await {
                 Ok(key) => signed.push((signature, key)),
                 Err(KeyLookupError::Store(error)) => return Err(error.into()),
+                Err(KeyLookupError::Busy) => return Err(Refused::Busy),
                 Err(error) => unknown = Refused::Key(error),
             }
         }

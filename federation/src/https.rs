@@ -89,6 +89,8 @@ struct Connections {
     direct: reqwest::Client,
     allow_private_addresses: bool,
     places: Semaphore,
+    /// Apart, as a request may need one before its own place.
+    well_known_places: Semaphore,
 }
 
 impl Https {
@@ -101,6 +103,7 @@ impl Https {
             direct: client(tls.clone(), DirectResolver(addresses.clone()))?,
             allow_private_addresses: options.allow_private_addresses,
             places: Semaphore::new(REQUESTS_AT_ONCE),
+            well_known_places: Semaphore::new(REQUESTS_AT_ONCE),
         });
         let discovery = Discovery::new(dns, WellKnown::new(connections.clone()));
         let services = client(tls, ServiceResolver { discovery: discovery.clone(), addresses })?;
@@ -112,14 +115,14 @@ impl Https {
         &self.discovery
     }
 
-    async fn send_now(
+    /// Where a request goes, and by which client.
+    async fn way(
         &self,
         to: &ServerName,
-        request: Request<Bytes>,
-        max_bytes: usize,
-    ) -> Result<Response<Bytes>, NetworkError> {
+        uri: &http::Uri,
+    ) -> Result<(&reqwest::Client, Url, Route), NetworkError> {
         let route = self.discovery.route(to).await?;
-        let url = url_of(&route, request.uri())?;
+        let url = url_of(&route, uri)?;
         if let Host::Ip(address) = route.host {
             self.connections.check(address)?;
         }
@@ -127,12 +130,14 @@ impl Https {
             Reach::Port(_) => &self.connections.direct,
             Reach::Services => &self.services,
         };
-        let _place = self.connections.places.acquire().await;
-        let (parts, body) = request.into_parts();
-        let request = client.request(parts.method, url).headers(parts.headers);
-        let response = request.header(header::HOST, route.host_header).body(body).send().await;
-        read(response.map_err(|error| network_error(&error))?, max_bytes).await
+        Ok((client, url, route))
     }
+}
+
+/// Waits for a place. What is waited is nobody's fault, so it does not count as time of the request.
+async fn place(places: &Semaphore, time: Duration) -> Result<tokio::sync::SemaphorePermit<'_>, NetworkError> {
+    let place = tokio::time::timeout(time, places.acquire()).await;
+    place.ok().and_then(Result::ok).ok_or(NetworkError::Busy)
 }
 
 #[async_trait]
@@ -143,11 +148,22 @@ impl Network for Https {
         request: Request<Bytes>,
         limits: Limits,
     ) -> Result<Response<Bytes>, NetworkError> {
-        let answer = self.send_now(to, request, limits.max_bytes);
-        tokio::time::timeout(limits.timeout, answer).await.unwrap_or(Err(NetworkError::Timeout))
+        let started = tokio::time::Instant::now();
+        let way = tokio::time::timeout(limits.timeout, self.way(to, request.uri())).await;
+        let (client, url, route) = way.unwrap_or(Err(NetworkError::Timeout))?;
+        let left = limits.timeout.saturating_sub(started.elapsed());
+        let _place = place(&self.connections.places, limits.timeout).await?;
+        let answer = async {
+            let (parts, body) = request.into_parts();
+            let request = client.request(parts.method, url).headers(parts.headers);
+            let response = request.header(header::HOST, route.host_header).body(body).send().await;
+            read(response.map_err(|error| network_error(&error))?, limits.max_bytes).await
+        };
+        tokio::time::timeout(left, answer).await.unwrap_or(Err(NetworkError::Timeout))
     }
 
     async fn fetch(&self, url: &str, limits: Limits) -> Result<Response<Bytes>, NetworkError> {
+        let _place = place(&self.connections.places, limits.timeout).await?;
         self.connections.fetch(url, limits).await
     }
 }
@@ -185,7 +201,6 @@ impl Connections {
 
     async fn fetch_now(&self, url: &str, max_bytes: usize) -> Result<Response<Bytes>, NetworkError> {
         let not_followed = |url: &str| NetworkError::Redirect(url.chars().take(200).collect());
-        let _place = self.places.acquire().await;
         let mut url = Url::parse(url).map_err(|_| NetworkError::BadTarget)?;
         for _ in 0..=REDIRECTS_MAX {
             if url.scheme() != "https" || !url.username().is_empty() || url.password().is_some() {
@@ -213,6 +228,7 @@ impl Connections {
 #[async_trait]
 impl FetchWellKnown for Connections {
     async fn fetch_well_known(&self, host: &str) -> Result<Response<Bytes>, NetworkError> {
+        let _place = place(&self.well_known_places, WELL_KNOWN_LIMITS.timeout).await?;
         self.fetch(&format!("https://{host}/.well-known/matrix/server"), WELL_KNOWN_LIMITS).await
     }
 }

@@ -2,6 +2,7 @@
 //! * [`Network`] brings a request to a server name; [`Https`] is the real one. Nothing else knows addresses.
 //! * [`Federation`] holds the parts: [`KeyStore`] knows servers' keys, [`Client`] asks, [`Destinations`] knows who fails,
 //!   [`Access`] with whom we talk at all; [`Federation::verify`] is the gate for what others ask.
+//! * [`RemoteRooms`] is what our users do in rooms of other servers: joining, leaving, knocking, inviting.
 //! * It answers in values and JSON; HTTP is the top layer's.
 
 mod access;
@@ -12,11 +13,14 @@ pub mod discovery;
 pub mod dns;
 pub mod doctor;
 mod federation;
+mod history;
 mod https;
+pub mod inbound;
 mod key_store;
 mod keys;
+mod lookups;
+pub mod membership;
 pub mod network;
-pub mod sender;
 pub mod server_name;
 pub mod tables;
 pub mod verify;
@@ -27,14 +31,17 @@ pub use access::{Access, AccessDenied};
 pub use client::{Client, Json, RemoteError, RequestError};
 pub use destinations::{Destinations, Patience};
 pub use federation::{Claim, Federation, FederationOptions, Refused, SIGNATURES_MAX};
+pub use history::HISTORY_TIME;
 pub use https::{Https, HttpsError, HttpsOptions, REDIRECTS_MAX, REQUESTS_AT_ONCE, WELL_KNOWN_LIMITS};
+pub use inbound::Inbound;
 pub use key_store::{
     ASKED_AGAIN_MS, BadKeys, BadQuery, Clock, KEY_ID_BYTES, KEY_RESPONSE_BYTES, KEYS_PER_SERVER, KEYS_TIME,
     KeyLookupError, KeyNeeds, KeyQuery, KeyResponse, KeyStore, KeyStoreOptions, LearnError, OwnKeys,
     QUERY_FETCHES_MAX, QUERY_SERVERS_MAX, QUERY_TIME, SERVERS_IN_MEMORY, SIGNATURES_PER_SERVER,
-    VALID_AT_MOST_MS,
+    STRANGERS_AT_ONCE, VALID_AT_MOST_MS,
 };
 pub use keys::{KeyError, OldKeyError, OldVerifyKey, load_or_create_key, published_keys, server_keys};
+pub use lookups::{LOOKUPS_AT_ONCE, PROFILE_TIME};
+pub use membership::{RemoteRoomError, RemoteRooms};
 pub use network::{Limits, Network, NetworkError};
-pub use sender::{Sender, SenderOptions};
 pub use verify::BadPdu;

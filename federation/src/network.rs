@@ -50,6 +50,9 @@ pub enum NetworkError {
     /// It took too long.
     #[error("no answer in time")]
     Timeout,
+    /// We have too many requests under way ourselves: nobody was asked.
+    #[error("too many requests are under way")]
+    Busy,
     /// The answer is larger than is read.
     #[error("the answer is larger than {max_bytes} bytes")]
     TooLarge {

@@ -3,15 +3,17 @@
 mod world;
 
 use hearth_dag::{Draft, Keypair, Place, ReceivedPdu, RoomRules};
-use hearth_federation::{ASKED_AGAIN_MS, Access, Federation, KeyLookupError, KeyNeeds, KeyQuery};
+use hearth_federation::{
+    ASKED_AGAIN_MS, Access, Federation, KeyLookupError, KeyNeeds, KeyQuery, STRANGERS_AT_ONCE,
+};
 use hearth_store::Store;
 use ruma::{MilliSecondsSinceUnixEpoch, RoomVersionId, UInt};
 use serde_json::{Value, json};
 
-use world::{DAY, HOUR, NOW, World, is_signed_by, key, name, ok, old, signers};
+use world::{DAY, FROM, HOUR, NOW, World, is_signed_by, key, name, ok, old, signers};
 
 async fn has_key(federation: &Federation, server: &str, version: &str) -> bool {
-    match federation.keys().request_key(&name(server), &format!("ed25519:{version}")).await {
+    match federation.keys().request_key(FROM, &name(server), &format!("ed25519:{version}")).await {
         Ok(_) => true,
         Err(KeyLookupError::Unknown { .. }) => false,
         Err(error) => panic!("{error}"),
@@ -304,4 +306,28 @@ async fn our_notary_satisfies_another_of_us() {
         options.trusted_key_servers = vec![name("notary.test")];
     });
     assert!(has_key(&here, "a.test", "1").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_that_never_answer_hold_up_only_those_who_name_them() {
+    let world = World::new();
+    world.publishes("a.test", "1", &[]);
+    let federation = world.federation("here.test", &Store::memory().await, |_| ());
+    let (keys, patient) = (federation.keys(), std::time::Duration::from_secs(5));
+    let tarpits: Vec<_> =
+        (0..STRANGERS_AT_ONCE * 2).map(|number| name(&format!("n{number}.tarpit.test"))).collect();
+    let asked = tarpits.iter().map(|server| keys.request_key(FROM, server, "ed25519:1"));
+    let asked = futures_util::future::join_all(asked);
+    let others = async {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        // Whoever asks from there has to come again; the server itself is not to blame for that.
+        let same = keys.request_key(FROM, &name("a.test"), "ed25519:1").await;
+        assert!(matches!(same, Err(KeyLookupError::Busy)), "{same:?}");
+        let server = name("a.test");
+        let other = keys.request_key([192, 0, 2, 9].into(), &server, "ed25519:1");
+        tokio::time::timeout(patient, other).await.expect("it does not wait").unwrap();
+    };
+    let (refused, ()) = futures_util::future::join(asked, others).await;
+    let busy = refused.iter().filter(|answer| matches!(answer, Err(KeyLookupError::Busy))).count();
+    assert_eq!(busy, tarpits.len() - STRANGERS_AT_ONCE / 2);
 }

@@ -15,7 +15,7 @@ use http::{Request, Response, header};
 use ruma::{OwnedServerName, event_id, room_id, user_id};
 use serde_json::json;
 
-use world::{World, key, name, ok, status};
+use world::{FROM, World, key, name, ok, status};
 
 async fn two() -> (Arc<World>, Federation, Federation) {
     let world = World::new();
@@ -34,7 +34,7 @@ fn signed(from: &str, version: &str, to: &str, body: &str) -> String {
 }
 
 async fn arrives(at: &Federation, headers: &[String], body: &str) -> Result<OwnedServerName, Refused> {
-    let claim = at.claim(headers.iter().map(String::as_str)).await?;
+    let claim = at.claim(FROM, headers.iter().map(String::as_str)).await?;
     at.verify(&claim, "PUT", TARGET, body.as_bytes()).await
 }
 
@@ -52,7 +52,7 @@ async fn a_signed_request_is_believed_and_nothing_else() {
         assert!(matches!(arrives(&b, &[good.clone()], body).await, Err(Refused::Signature)), "{body}");
     }
     assert!(matches!(arrives(&b, &[good.clone()], "{").await, Err(Refused::Body(_))));
-    let claim = b.claim([good.as_str()].into_iter()).await.unwrap();
+    let claim = b.claim(FROM, [good.as_str()].into_iter()).await.unwrap();
     assert_eq!(claim.origin(), "a.test");
     for (method, target) in [("POST", TARGET), ("PUT", "/_matrix/federation/v1/send/2?x=%2F")] {
         let refused = b.verify(&claim, method, target, br#"{"a":1}"#).await;
@@ -64,7 +64,7 @@ async fn a_signed_request_is_believed_and_nothing_else() {
 async fn what_is_refused_before_the_body_is_read() {
     let (world, _, b) = two().await;
     let claim = async |federation: &Federation, headers: &[String]| {
-        let claim = federation.claim(headers.iter().map(String::as_str)).await;
+        let claim = federation.claim(FROM, headers.iter().map(String::as_str)).await;
         claim.err().map(|error| error.to_string())
     };
     let good = signed("a.test", "1", "b.test", "");
@@ -120,7 +120,7 @@ fn serves(world: &Arc<World>, server: &str, at: Federation) {
         let header = request.headers()[header::AUTHORIZATION].to_str().unwrap();
         let (method, target) = (request.method().as_str(), request.uri().to_string());
         let believing = async {
-            let claim = at.claim([header].into_iter()).await.unwrap();
+            let claim = at.claim(FROM, [header].into_iter()).await.unwrap();
             at.verify(&claim, method, &target, request.body()).await.unwrap()
         };
         // The keys are known by now, so that it needs no waiting.
@@ -132,7 +132,7 @@ fn serves(world: &Arc<World>, server: &str, at: Federation) {
 #[tokio::test(start_paused = true)]
 async fn what_the_client_sends_is_believed_by_the_other_side() {
     let (world, a, b) = two().await;
-    b.keys().request_key(&name("a.test"), key("a.test", "1").key_id()).await.unwrap();
+    b.keys().request_key(FROM, &name("a.test"), key("a.test", "1").key_id()).await.unwrap();
     serves(&world, "b.test", b);
     let there = name("b.test");
     let got = a.client().query_profile(&there, user_id!("@b:b.test"), Some("displayname")).await.unwrap();

@@ -11,13 +11,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hearth_store::{Commit, CommitError, Committed, Pending, StoreError};
 use parking_lot::Mutex;
+use ruma::EventId;
 use tokio::sync::watch;
 
 use crate::errors::WriteError;
 use crate::events::{Events, RoomInfo};
 use crate::head::Head;
-use crate::ids::{EventSn, RoomSn};
+use crate::ids::{EventKey, EventSn, RoomSn};
 use crate::rooms::Rooms;
+use crate::tables::{GAPS, MISSING, REDACTIONS, RELATIONS_WAITING};
 use crate::turn::Turn;
 use crate::view::Overlay;
 
@@ -118,6 +120,12 @@ pub(crate) trait Act: Sync {
     fn waits(&self) -> Waits {
         Waits::Never
     }
+
+    /// The one event whose rows it looks for by range, if that is all: then it waits only while such rows are on their
+    /// way.
+    fn looks_for(&self) -> Option<&EventId> {
+        None
+    }
 }
 
 /// Rows are looked up by key also while they are on their way; a range shows only what is in the store.
@@ -165,7 +173,8 @@ impl Rooms {
                 *held = Some(head);
                 return Err(WriteError::NotResident.into());
             }
-            if act.waits() != Waits::Never {
+            let is_alone = act.looks_for().is_some_and(|event| !self.is_looked_for(room.sn, event));
+            if act.waits() != Waits::Never && !is_alone {
                 let goal = match act.waits() {
                     Waits::ForAll => &lane.submitted,
                     Waits::ForItsKind | Waits::Never => &lane.ranged,
@@ -227,6 +236,17 @@ impl Rooms {
         debug_assert_eq!(head.room.sn, room);
         self.lanes().add(head);
         Ok(committed)
+    }
+
+    /// Whether rows are on their way that somebody finds by range who decides about this event: what waits for it, and
+    /// the room's gaps.
+    fn is_looked_for(&self, room: RoomSn, event: &EventId) -> bool {
+        let key = (room, EventKey::new(event));
+        let overlay = self.overlay();
+        overlay.has_any(&MISSING.prefix(&key))
+            || overlay.has_any(&REDACTIONS.prefix(&key))
+            || overlay.has_any(&RELATIONS_WAITING.prefix(&key))
+            || overlay.has_any(&GAPS.prefix(&(room,)))
     }
 
     fn submit(&self, turn: Turn, also: Commit, lane: &Arc<Lane>) -> (Head, Settling) {

@@ -32,7 +32,8 @@ pub struct Profile {
 }
 
 impl Profile {
-    pub(crate) fn member_content(&self, membership: &str, reason: Option<&str>) -> Value {
+    /// The content of the user's member event.
+    pub fn member_content(&self, membership: &str, reason: Option<&str>) -> Value {
         let mut content = json!({ "membership": membership });
         let fields = [
             ("displayname", self.display_name.as_deref()),

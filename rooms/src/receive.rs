@@ -8,7 +8,7 @@
 use hearth_dag::{Pdu, Rejection, VerifiedPdu};
 use hearth_store::{Commit, StreamPosition};
 use parking_lot::Mutex;
-use ruma::OwnedEventId;
+use ruma::{EventId, OwnedEventId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -97,6 +97,11 @@ impl Rooms {
                         (Received::Accepted(slot), Some(committed)) => {
                             Received::Accepted(committed.resolve(slot))
                         }
+                        // It was on its way when it came again; by now it is in the store.
+                        (Received::Accepted(slot), None) if slot.is_slot() => {
+                            let stored = self.events().by_id(&room, receive.pdu.event_id()).await?;
+                            Received::Accepted(stored.map_or(slot, |stored| stored.position))
+                        }
                         (output, _) => output,
                     });
                 }
@@ -172,6 +177,10 @@ impl Act for Receive {
 
     fn waits(&self) -> Waits {
         Waits::ForItsKind
+    }
+
+    fn looks_for(&self) -> Option<&EventId> {
+        Some(self.pdu.event_id())
     }
 
     async fn decide(&self, turn: &mut Turn) -> Result<Received, WriteError> {

@@ -4,11 +4,14 @@
 //! * Bounded by what the store lets wait.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 use std::sync::Arc;
 
-use hearth_store::{KeyPart, Store, StoreError, Table, Value};
+use hearth_store::{KeyPart, Range, Store, StoreError, Table, Value};
 use parking_lot::RwLock;
+
+use crate::tables::{GAPS, MISSING, REDACTIONS, RELATIONS_WAITING};
 
 /// A row, or the mark of its removal.
 type Row = Option<Arc<dyn Any + Send + Sync>>;
@@ -22,7 +25,18 @@ type Sequence = u64;
 #[derive(Clone, Default)]
 pub(crate) struct Overlay(Arc<RwLock<Held>>);
 
-type Held = HashMap<Vec<u8>, (Sequence, Row)>;
+#[derive(Default)]
+struct Held {
+    rows: HashMap<Vec<u8>, (Sequence, Row)>,
+    /// The keys of tables whose rows are looked for by range, in order.
+    ordered: BTreeSet<Vec<u8>>,
+}
+
+/// Whether a key's table is one whose rows are looked for by range.
+fn is_ordered(key: &[u8]) -> bool {
+    let spaces = [MISSING.space(), GAPS.space(), REDACTIONS.space(), RELATIONS_WAITING.space()];
+    key.first().is_some_and(|first| spaces.iter().any(|space| space.0 == *first))
+}
 
 impl Overlay {
     pub(crate) async fn get<K, V>(
@@ -78,7 +92,10 @@ impl Overlay {
         let keys = rows.keys().cloned().collect();
         let mut held = self.0.write();
         for (key, row) in rows {
-            held.insert(key, (sequence, row));
+            if is_ordered(&key) {
+                held.ordered.insert(key.clone());
+            }
+            held.rows.insert(key, (sequence, row));
         }
         keys
     }
@@ -86,19 +103,29 @@ impl Overlay {
     pub(crate) fn remove(&self, sequence: Sequence, keys: &[Vec<u8>]) {
         let mut held = self.0.write();
         for key in keys {
-            if held.get(key).is_some_and(|(put_by, _)| *put_by == sequence) {
-                held.remove(key);
+            if held.rows.get(key).is_some_and(|(put_by, _)| *put_by == sequence) {
+                held.rows.remove(key);
+                if is_ordered(key) {
+                    held.ordered.remove(key);
+                }
             }
         }
     }
 
     /// The keys of all rows of a table that are here.
     pub(crate) fn keys_of<K: KeyPart, V: Value>(&self, table: &Table<K, V>) -> Vec<K> {
-        self.0.read().keys().filter_map(|key| table.key_of(key)?.ok()).collect()
+        self.0.read().rows.keys().filter_map(|key| table.key_of(key)?.ok()).collect()
     }
 
     fn row(&self, key: &[u8]) -> Option<Row> {
-        self.0.read().get(key).map(|(_, row)| row.clone())
+        self.0.read().rows.get(key).map(|(_, row)| row.clone())
+    }
+
+    /// Whether rows of a range, or their removals, are here. Only for the tables of [`is_ordered`].
+    pub(crate) fn has_any<K>(&self, range: &Range<K>) -> bool {
+        let (start, end) = range.bounds();
+        let bounds = (Bound::Included(start), Bound::Excluded(end));
+        self.0.read().ordered.range::<[u8], _>(bounds).next().is_some()
     }
 }
 

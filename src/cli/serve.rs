@@ -9,6 +9,7 @@ use crate::{
     app::App,
     client_api,
     config::{Config, LogFormat},
+    federation_api,
     http::{Dispatcher, Shutdown},
     server::{self, Front, Listeners},
 };
@@ -38,6 +39,7 @@ async fn run(config: Arc<Config>) -> Result<(), Failure> {
     };
     super::admin::listen(app.clone())?;
     client_api::resume(app.clone());
+    federation_api::resume(app.clone());
     front.open(Dispatcher::new(app.clone(), &server::routes())?);
     tracing::info!("ready");
     serving.await?;

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use axum::extract::{FromRequest, Request, State};
-use hearth_rooms::{CreateError, CreateRoom, InitialState, Preset, Rooms, WriteError};
+use futures_util::StreamExt as _;
+use hearth_federation::RemoteRooms;
+use hearth_rooms::{
+    CreateError, CreateRoom, CreatedRoom, InitialState, Invite, Preset, Profile, Rooms, WriteError,
+};
 use hearth_store::Commit;
 use hearth_users::Users;
 use ruma::{
@@ -23,6 +27,9 @@ use crate::{
     http::{ApiResult, LocalUser, MatrixError, RateClass, Route, Routes, Ruma, Specimen},
 };
 
+/// Servers that are asked at once to sign the invites of a new room.
+const INVITES_AT_ONCE: usize = 10;
+
 /// The chapter's endpoints.
 pub fn routes(routes: &mut Routes) {
     routes.add(
@@ -37,6 +44,7 @@ pub fn routes(routes: &mut Routes) {
 /// `POST /_matrix/client/v3/createRoom`
 async fn create(
     State(rooms): State<Rooms>,
+    State(remote): State<RemoteRooms>,
     State(users): State<Users>,
     State(config): State<Arc<Config>>,
     user: LocalUser,
@@ -68,7 +76,31 @@ async fn create(
         create.invite.push((invited, profile));
     }
     let created = rooms.create(&create, Commit::new()).await?;
+    invite_elsewhere(&remote, &create, &created).await;
     Ok(Ruma(create_room::v3::Response::new(created.room_id)))
+}
+
+/// Invites the users of other servers. The room is there whatever becomes of them: who could not be invited is seen to
+/// be missing, and can be invited again.
+async fn invite_elsewhere(remote: &RemoteRooms, create: &CreateRoom, created: &CreatedRoom) {
+    let invites = created.remote_invites.clone().into_iter().map(|user| {
+        let invite = Invite {
+            room: created.room_id.clone(),
+            sender: create.creator.clone(),
+            user: user.clone(),
+            profile: Profile::default(),
+            reason: None,
+            is_direct: create.is_direct,
+        };
+        let remote = remote.clone();
+        async move { (user, remote.invite(invite).await) }
+    });
+    let mut invites = futures_util::stream::iter(invites).buffer_unordered(INVITES_AT_ONCE);
+    while let Some((user, invited)) = invites.next().await {
+        if let Err(error) = invited {
+            tracing::info!(room_id = %created.room_id, %user, %error, "a user is not invited to a new room");
+        }
+    }
 }
 
 /// The request. ruma refuses a room version that breaks the grammar of versions as a malformed parameter; to clients

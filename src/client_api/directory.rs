@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use axum::extract::State;
+use hearth_federation::RemoteRooms;
 use hearth_rooms::{AliasError, Rooms, read::Reader};
 use hearth_users::Users;
 use http::StatusCode;
 use ruma::{
-    OwnedRoomAliasId, OwnedRoomId, OwnedRoomOrAliasId, RoomAliasId,
+    OwnedRoomAliasId, OwnedRoomId, OwnedRoomOrAliasId, OwnedServerName, RoomAliasId,
     api::client::{
         alias::{create_alias, delete_alias, get_alias},
         directory::{get_room_visibility, set_room_visibility},
@@ -24,10 +25,18 @@ use crate::{
     http::{ApiResult, LocalUser, MatrixError, PathArgs, RateClass, Route, Routes, Ruma, Specimen},
 };
 
+/// Servers of a room that are told with its alias.
+const SERVERS_TOLD: usize = 50;
+
 /// The chapter's endpoints.
 pub fn routes(routes: &mut Routes) {
     const NO_ROOM: &str = r#"{"room_id":5}"#;
-    routes.add(Route::of::<get_alias::v3::Request>().specimen(Specimen::path("$alias")).to(resolve));
+    routes.add(
+        Route::of::<get_alias::v3::Request>()
+            .rate(RateClass::Other)
+            .specimen(Specimen::path("$alias"))
+            .to(resolve),
+    );
     routes.add(
         Route::of::<create_alias::v3::Request>()
             .rate(RateClass::Other)
@@ -68,7 +77,31 @@ pub fn routes(routes: &mut Routes) {
     );
 }
 
-/// The room that an id or an alias means.
+/// The room that an id or an alias means, wherever it is, and servers that may be in it: those that were named, and
+/// those that the alias's server tells.
+pub async fn locate(
+    rooms: &Rooms,
+    remote: &RemoteRooms,
+    named: OwnedRoomOrAliasId,
+    mut via: Vec<OwnedServerName>,
+) -> Result<(OwnedRoomId, Vec<OwnedServerName>), MatrixError> {
+    let alias = match OwnedRoomId::try_from(named) {
+        Ok(room) => return Ok((room, via)),
+        Err(alias) => alias,
+    };
+    if rooms.servers().is_local(alias.server_name()) {
+        return Ok((room_of_alias(rooms, &alias).await?, via));
+    }
+    let found = remote.resolve_alias(&alias).await?;
+    for server in found.servers {
+        if !via.contains(&server) {
+            via.push(server);
+        }
+    }
+    Ok((found.room_id, via))
+}
+
+/// The room that an id or an alias of this server means.
 pub async fn room_of(rooms: &Rooms, named: OwnedRoomOrAliasId) -> Result<OwnedRoomId, MatrixError> {
     match OwnedRoomId::try_from(named) {
         Ok(room) => Ok(room),
@@ -93,11 +126,22 @@ pub fn check_may_publish(config: &Config, user: &LocalUser) -> Result<(), Matrix
 /// `GET /_matrix/client/v3/directory/room/{roomAlias}`
 async fn resolve(
     State(rooms): State<Rooms>,
+    State(remote): State<RemoteRooms>,
     State(config): State<Arc<Config>>,
     PathArgs((alias,)): PathArgs<(OwnedRoomAliasId,)>,
 ) -> ApiResult<get_alias::v3::Response> {
+    if !rooms.servers().is_local(alias.server_name()) {
+        let found = remote.resolve_alias(&alias).await?;
+        return Ok(Ruma(get_alias::v3::Response::new(found.room_id, found.servers)));
+    }
     let room = room_of_alias(&rooms, &alias).await?;
-    Ok(Ruma(get_alias::v3::Response::new(room, vec![config.server_name.clone()])))
+    let mut servers = vec![config.server_name.clone()];
+    if let Some(held) = rooms.room(&room).await? {
+        let others = rooms.servers_in_room(&held).await?;
+        let others = others.iter().filter(|server| *server != config.server_name);
+        servers.extend(others.take(SERVERS_TOLD - 1).map(ToOwned::to_owned));
+    }
+    Ok(Ruma(get_alias::v3::Response::new(room, servers)))
 }
 
 /// `PUT /_matrix/client/v3/directory/room/{roomAlias}`

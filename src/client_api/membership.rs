@@ -1,14 +1,13 @@
 //! Who is in a room: joining, inviting, knocking, leaving, forgetting, kicking and banning.
 
 use axum::extract::State;
-use hearth_rooms::{
-    Invite, Join, Joined, Knock, MembershipError, Profile, Removal, Remove, Rooms, read::Reader,
-};
+use hearth_federation::RemoteRooms;
+use hearth_rooms::{Invite, Join, Knock, MembershipError, Profile, Removal, Remove, Rooms, read::Reader};
 use hearth_store::Commit;
 use hearth_users::Users;
 use http::StatusCode;
 use ruma::{
-    OwnedRoomId, OwnedUserId, UserId,
+    OwnedRoomId, OwnedServerName, OwnedUserId, ServerName, UserId,
     api::client::{
         knock::knock_room,
         membership::{
@@ -21,7 +20,7 @@ use serde::Deserialize;
 
 use super::{directory, reading::not_in_room};
 use crate::http::{
-    ApiResult, JsonBody, LocalUser, MatrixError, PathArgs, RateClass, Route, Routes, Ruma, Specimen,
+    ApiResult, JsonBody, LocalUser, MatrixError, PathArgs, Query, RateClass, Route, Routes, Ruma, Specimen,
 };
 
 /// The chapter's endpoints.
@@ -103,7 +102,8 @@ pub async fn check_invitable(
         return Err(MatrixError::forbidden("nobody can invite themselves"));
     }
     if !rooms.is_local(invited) {
-        return Err(no_other_server());
+        // Their server knows, and is asked to sign the invite.
+        return Ok(());
     }
     if !users.is_active(invited).await? {
         return Err(MatrixError::not_found(format!("there is no user {invited}")));
@@ -126,11 +126,6 @@ pub async fn blocks_invites(users: &Users, user: &UserId) -> Result<bool, Matrix
     Ok(permissions.is_some_and(|permissions| permissions.default_action == "block"))
 }
 
-/// The refusal of what only other servers could do.
-fn no_other_server() -> MatrixError {
-    MatrixError::forbidden("this server does not talk to other servers yet")
-}
-
 /// The refusal of invites by e-mail or phone.
 pub fn no_third_party_invites() -> MatrixError {
     MatrixError::new(
@@ -140,67 +135,78 @@ pub fn no_third_party_invites() -> MatrixError {
     )
 }
 
-fn nobody_is_there() -> MatrixError {
-    MatrixError::not_found("there is no such room, or nobody of this server is in it")
-}
-
 #[derive(Deserialize)]
 struct Reason {
     reason: Option<String>,
 }
 
+/// Servers that a client names, so that somebody can be asked about a room.
+const VIA_MAX: usize = 50;
+
+/// `via`, and what it was called before.
+fn via(query: Vec<(String, String)>) -> Vec<OwnedServerName> {
+    let named = query.into_iter().filter(|(name, _)| name == "via" || name == "server_name").take(VIA_MAX);
+    let mut servers: Vec<OwnedServerName> = Vec::new();
+    for server in named.filter_map(|(_, server)| ServerName::parse(server).ok()) {
+        if !servers.contains(&server) {
+            servers.push(server);
+        }
+    }
+    servers
+}
+
 /// `POST /_matrix/client/v3/rooms/{roomId}/join`
 async fn join_by_id(
-    State(rooms): State<Rooms>,
+    State(remote): State<RemoteRooms>,
     State(users): State<Users>,
     user: LocalUser,
+    Query(query): Query<Vec<(String, String)>>,
     Ruma(request): Ruma<join_room_by_id::v3::Request>,
 ) -> ApiResult<join_room_by_id::v3::Response> {
-    let room = join_room(&rooms, &users, user, request.room_id, request.reason).await?;
+    let room = join_room(&remote, &users, user, request.room_id, via(query), request.reason).await?;
     Ok(Ruma(join_room_by_id::v3::Response::new(room)))
 }
 
 /// `POST /_matrix/client/v3/join/{roomIdOrAlias}`
 async fn join(
+    State(remote): State<RemoteRooms>,
     State(rooms): State<Rooms>,
     State(users): State<Users>,
     user: LocalUser,
+    Query(query): Query<Vec<(String, String)>>,
     Ruma(request): Ruma<join_room_by_id_or_alias::v3::Request>,
 ) -> ApiResult<join_room_by_id_or_alias::v3::Response> {
-    let room = directory::room_of(&rooms, request.room_id_or_alias).await?;
-    let room = join_room(&rooms, &users, user, room, request.reason).await?;
+    let (room, servers) = directory::locate(&rooms, &remote, request.room_id_or_alias, via(query)).await?;
+    let room = join_room(&remote, &users, user, room, servers, request.reason).await?;
     Ok(Ruma(join_room_by_id_or_alias::v3::Response::new(room)))
 }
 
 async fn join_room(
-    rooms: &Rooms,
+    remote: &RemoteRooms,
     users: &Users,
     user: LocalUser,
     room: OwnedRoomId,
+    via: Vec<OwnedServerName>,
     reason: Option<String>,
 ) -> Result<OwnedRoomId, MatrixError> {
     let profile = profile(users, &user.user_id).await?;
     let join = Join { room, user: user.user_id, profile, reason };
-    match rooms.join(&join, Commit::new()).await? {
-        Joined::Here(room) => Ok(room),
-        Joined::NotResident => Err(nobody_is_there()),
-    }
+    Ok(remote.join(join, via).await?)
 }
 
 /// `POST /_matrix/client/v3/knock/{roomIdOrAlias}`
 async fn knock(
+    State(remote): State<RemoteRooms>,
     State(rooms): State<Rooms>,
     State(users): State<Users>,
     user: LocalUser,
+    Query(query): Query<Vec<(String, String)>>,
     Ruma(request): Ruma<knock_room::v3::Request>,
 ) -> ApiResult<knock_room::v3::Response> {
-    let room = directory::room_of(&rooms, request.room_id_or_alias).await?;
-    if rooms.room(&room).await?.is_none() {
-        return Err(nobody_is_there());
-    }
+    let (room, servers) = directory::locate(&rooms, &remote, request.room_id_or_alias, via(query)).await?;
     let profile = profile(&users, &user.user_id).await?;
     let knock = Knock { room: room.clone(), user: user.user_id, profile, reason: request.reason };
-    rooms.knock(&knock, Commit::new()).await?;
+    remote.knock(knock, servers).await?;
     Ok(Ruma(knock_room::v3::Response::new(room)))
 }
 
@@ -213,6 +219,7 @@ struct Invitation {
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/invite`
 async fn invite(
+    State(remote): State<RemoteRooms>,
     State(rooms): State<Rooms>,
     State(users): State<Users>,
     user: LocalUser,
@@ -237,26 +244,19 @@ async fn invite(
         reason: invitation.reason,
         is_direct: false,
     };
-    rooms.invite(&invite, Commit::new()).await?;
+    remote.invite(invite).await?;
     Ok(Ruma(invite_user::v3::Response::new()))
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/leave`
 async fn leave(
-    State(rooms): State<Rooms>,
+    State(remote): State<RemoteRooms>,
     user: LocalUser,
     PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
     JsonBody(Reason { reason }): JsonBody<Reason>,
 ) -> ApiResult<leave_room::v3::Response> {
-    let leaves =
-        Remove { room, sender: user.user_id.clone(), user: user.user_id, removal: Removal::Leave, reason };
-    match rooms.remove(&leaves, Commit::new()).await {
-        // The servers that are in the room cannot be asked: then the user leaves for themselves.
-        Err(MembershipError::NeedsOtherServer) => {
-            rooms.leave_out_of_band(&leaves.user, &leaves.room).await?;
-        }
-        done => drop(done?),
-    }
+    let (sender, user) = (user.user_id.clone(), user.user_id);
+    remote.leave(Remove { room, sender, user, removal: Removal::Leave, reason }).await?;
     Ok(Ruma(leave_room::v3::Response::new()))
 }
 
@@ -349,10 +349,10 @@ impl From<MembershipError> for MatrixError {
         let message = error.to_string();
         match error {
             MembershipError::Write(error) => error.into(),
-            MembershipError::NeedsOtherServer => no_other_server(),
             MembershipError::AlreadyJoined(_)
             | MembershipError::Banned(_)
             | MembershipError::NotInRoom(_)
+            | MembershipError::NeedsOtherServer
             | MembershipError::NeverThere => Self::forbidden(message),
             MembershipError::StillJoined | MembershipError::InRoom => Self::unknown(message),
         }

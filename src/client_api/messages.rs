@@ -1,10 +1,14 @@
 //! Reading a room's history: pages, single events, and the event nearest to a time.
 
 use axum::extract::State;
-use hearth_rooms::read::{Direction, EventFilter, PageRequest, Reader};
+use hearth_federation::RemoteRooms;
+use hearth_rooms::{
+    Rooms,
+    read::{Direction, EventFilter, Page, PageRequest, Reader, TimelineToken, Viewer},
+};
 use hearth_users::Users;
 use ruma::{
-    OwnedEventId, OwnedRoomId,
+    OwnedEventId, OwnedRoomId, RoomId,
     api::client::{
         message::get_message_events,
         room::{get_event_by_timestamp, get_room_event},
@@ -90,6 +94,7 @@ struct MessagesQuery {
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/messages`
 async fn messages(
+    State(remote): State<RemoteRooms>,
     State(reader): State<Reader>,
     State(users): State<Users>,
     user: LocalUser,
@@ -102,10 +107,10 @@ async fn messages(
         to: reading::optional_token(query.to.as_deref())?,
         direction: query.dir.into(),
         limit: page_limit(query.limit, &filter, DEFAULT_PAGE).max(1),
-        past_gap: true,
+        past_gap: false,
     };
     let mut viewer = reading::reading_viewer(&reader, &users, &user, &room_id).await?;
-    let page = reader.page(&mut viewer, &request, &filter).await?;
+    let page = whole_page(&remote, &reader, &mut viewer, (&user, &room_id), request, &filter).await?;
     let writer = EventWriter::new(&user, &room_id);
     let bundles = writer.bundles(&reader, &viewer, &page.events).await?;
     let mut out = Vec::with_capacity(64 + 640 * page.events.len());
@@ -121,6 +126,42 @@ async fn messages(
     }
     out.push(b'}');
     Ok(RawJson::from(out))
+}
+
+/// How often history is fetched for one page.
+const FETCHES_MAX: usize = 3;
+
+/// A page with what other servers have of it, as far as that can be had; past a gap that stays open it goes on.
+async fn whole_page(
+    remote: &RemoteRooms,
+    reader: &Reader,
+    viewer: &mut Viewer,
+    (user, room_id): (&LocalUser, &RoomId),
+    mut request: PageRequest,
+    filter: &EventFilter,
+) -> Result<Page, MatrixError> {
+    // Where the first read begins, so do those after it: what comes meanwhile is not part of this page.
+    request.from.get_or_insert_with(|| match request.direction {
+        Direction::Backward => TimelineToken::at(reader.now()),
+        Direction::Forward => TimelineToken::start(),
+    });
+    for _ in 0..FETCHES_MAX {
+        let page = reader.page(viewer, &request, filter).await?;
+        let Some(gap) = &page.gap else { return Ok(page) };
+        if page.events.len() >= request.limit || request.direction == Direction::Forward {
+            return Ok(page);
+        }
+        if !remote.fill_in(room_id, &user.user_id, gap).await? {
+            break;
+        }
+    }
+    let page = reader.page(viewer, &request, filter).await?;
+    if page.gap.is_none() || !page.events.is_empty() {
+        return Ok(page);
+    }
+    // Nothing is here of what comes next, and nobody gives it.
+    request.past_gap = true;
+    Ok(reader.page(viewer, &request, filter).await?)
 }
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}`
@@ -148,6 +189,8 @@ struct TimestampQuery {
 
 /// `GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event`
 async fn event_by_timestamp(
+    State(remote): State<RemoteRooms>,
+    State(rooms): State<Rooms>,
     State(reader): State<Reader>,
     State(users): State<Users>,
     user: LocalUser,
@@ -155,11 +198,18 @@ async fn event_by_timestamp(
     Query(query): Query<TimestampQuery>,
 ) -> JsonResult {
     let mut viewer = reading::reading_viewer(&reader, &users, &user, &room_id).await?;
-    let found = reader.event_at(&mut viewer, query.ts, query.dir.into()).await?;
-    let found =
-        found.ok_or_else(|| MatrixError::not_found("there is no event in that direction of that time"))?;
-    RawJson::of(&serde_json::json!({
-        "event_id": found.client.event_id,
-        "origin_server_ts": found.client.origin_server_ts,
-    }))
+    let direction = Direction::from(query.dir);
+    let found = reader.event_at(&mut viewer, query.ts, direction).await?;
+    let mut nearest = found.map(|event| (event.client.event_id.to_string(), event.client.origin_server_ts));
+    // Where history is missing here, another server may know a nearer one.
+    if rooms.last_gap(&room_id, TimelineToken::at(reader.now()).0).await?.is_some() {
+        let forwards = direction == Direction::Forward;
+        let theirs = remote.event_near(&room_id, &user.user_id, query.ts, forwards).await?;
+        let theirs = theirs.map(|event| (event.event_id.to_string(), event.origin_server_ts));
+        let distance = |at: &(String, u64)| at.1.abs_diff(query.ts);
+        nearest = nearest.into_iter().chain(theirs).min_by_key(distance);
+    }
+    let (event_id, origin_server_ts) =
+        nearest.ok_or_else(|| MatrixError::not_found("there is no event in that direction of that time"))?;
+    RawJson::of(&serde_json::json!({ "event_id": event_id, "origin_server_ts": origin_server_ts }))
 }

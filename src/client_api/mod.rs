@@ -26,6 +26,7 @@ pub mod reading;
 pub mod receipts;
 pub mod registration;
 pub mod relations;
+mod remote;
 pub mod rooms;
 pub mod sharing;
 pub mod state;

@@ -3,6 +3,7 @@
 use axum::extract::State;
 use futures_util::StreamExt as _;
 use hearth_dag::LocalServers;
+use hearth_federation::RemoteRooms;
 use hearth_users::{Profile, ProfileChange, Users};
 use http::Method;
 use ruma::{
@@ -58,20 +59,28 @@ pub fn routes(routes: &mut Routes) {
 /// `GET /_matrix/client/v3/profile/{userId}`
 async fn read(
     State(users): State<Users>,
+    State(remote): State<RemoteRooms>,
     State(local): State<LocalServers>,
     PathArgs((user_id,)): PathArgs<(OwnedUserId,)>,
 ) -> JsonResult {
-    RawJson::of(profile_of(&users, &local, &user_id).await?.fields())
+    if !local.is_local(user_id.server_name()) {
+        return RawJson::of(&*remote.profile(&user_id).await?);
+    }
+    RawJson::of(profile_of(&users, &user_id).await?.fields())
 }
 
 /// `GET /_matrix/client/v3/profile/{userId}/{keyName}`
 async fn read_field(
     State(users): State<Users>,
+    State(remote): State<RemoteRooms>,
     State(local): State<LocalServers>,
     PathArgs((user_id, field)): PathArgs<(OwnedUserId, String)>,
 ) -> JsonResult {
-    let profile = profile_of(&users, &local, &user_id).await?;
-    match profile.field(&field) {
+    let value = match local.is_local(user_id.server_name()) {
+        true => profile_of(&users, &user_id).await?.field(&field).cloned(),
+        false => remote.profile(&user_id).await?.get(&field).cloned(),
+    };
+    match value {
         Some(value) => RawJson::of(&json!({ field: value })),
         None => Err(MatrixError::not_found("the profile has no such field")),
     }
@@ -114,15 +123,11 @@ async fn change(app: &App, user: &LocalUser, field: &str, value: Option<Json>) -
 }
 
 /// The profile of a user of this server.
-async fn profile_of(
-    users: &Users,
-    local: &LocalServers,
-    user_id: &UserId,
-) -> Result<std::sync::Arc<Profile>, MatrixError> {
-    if local.is_local(user_id.server_name()) && users.is_active(user_id).await? {
-        return Ok(users.profile(user_id).await?);
+async fn profile_of(users: &Users, user_id: &UserId) -> Result<std::sync::Arc<Profile>, MatrixError> {
+    match users.is_active(user_id).await? {
+        true => Ok(users.profile(user_id).await?),
+        false => Err(MatrixError::not_found("there is no such user")),
     }
-    Err(MatrixError::not_found("there is no such user"))
 }
 
 /// The grammar of common namespaced identifiers.

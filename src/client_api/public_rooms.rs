@@ -4,7 +4,7 @@ use axum::extract::{FromRef, State};
 use hearth_rooms::{Membership, Rooms, read::Reader, tables::PUBLIC_ROOMS};
 use hearth_store::{Order, Store};
 use ruma::{
-    OwnedRoomOrAliasId,
+    OwnedRoomOrAliasId, ServerName,
     api::client::{
         directory::{get_public_rooms, get_public_rooms_filtered},
         room::get_summary,
@@ -90,8 +90,12 @@ async fn search_public_rooms(
 const MAX_LISTED: usize = 50_000;
 
 async fn list(app: &App, query: ListQuery, filter: &Filter) -> JsonResult {
-    if query.server.as_deref().is_some_and(|server| server != app.config.server_name.as_str()) {
-        return Err(MatrixError::not_found("this server does not talk to other servers yet"));
+    if let Some(server) = query.server.as_deref().filter(|server| !server.is_empty()) {
+        let server = ServerName::parse(server)
+            .map_err(|error| MatrixError::invalid_param(format!("server: {error}")))?;
+        if !app.local_servers.is_local(&server) {
+            return list_of(app, &server, &query, filter).await;
+        }
     }
     let store = Store::from_ref(app);
     let summaries = Summaries::from_ref(app);
@@ -102,6 +106,22 @@ async fn list(app: &App, query: ListQuery, filter: &Filter) -> JsonResult {
     }
     let page = Page::of(&mut found, query.since.as_deref(), query.limit);
     RawJson::of(&page.ok_or_else(|| MatrixError::invalid_param("not a pagination token of this server"))?)
+}
+
+/// The list of another server, as that one gives it.
+async fn list_of(app: &App, server: &ServerName, query: &ListQuery, filter: &Filter) -> JsonResult {
+    #[derive(Serialize)]
+    struct Question<'a> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        limit: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        since: Option<&'a str>,
+        filter: &'a Filter,
+    }
+    let question = Question { limit: query.limit, since: query.since.as_deref(), filter };
+    let question = serde_json::to_string(&question).map_err(MatrixError::internal)?;
+    let answer = app.remote_rooms.public_rooms(server, &question).await?;
+    Ok(answer.get().to_owned().into())
 }
 
 #[derive(Serialize)]

@@ -1,6 +1,7 @@
 //! The state of rooms: reading it as of now or as the asker left, and changing it.
 
 use axum::extract::State;
+use hearth_federation::RemoteRooms;
 use hearth_rooms::{
     Rooms, Send,
     read::{MemberFilter, Reader, push_str},
@@ -50,12 +51,14 @@ pub fn routes(routes: &mut Routes) {
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/state`
 async fn whole(
+    State(remote): State<RemoteRooms>,
     State(reader): State<Reader>,
     State(users): State<Users>,
     user: LocalUser,
     PathArgs((room_id,)): PathArgs<(OwnedRoomId,)>,
 ) -> JsonResult {
     let viewer = reading::viewer(&reader, &users, &user, &room_id).await?.ok_or_else(not_in_room)?;
+    remote.all_members(&room_id).await?;
     let snapshot = reader.visible_snapshot(&viewer).await?.ok_or_else(not_in_room)?;
     let state = reader.full_state(viewer.room, snapshot).await?;
     let mut out = Vec::with_capacity(64 + 512 * state.len());
@@ -173,6 +176,7 @@ struct MembersQuery {
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/members`
 async fn members(
+    State(remote): State<RemoteRooms>,
     State(reader): State<Reader>,
     State(users): State<Users>,
     user: LocalUser,
@@ -182,6 +186,7 @@ async fn members(
     let at = reading::optional_token(query.at.as_deref())?;
     let filter = MemberFilter { membership: query.membership, not_membership: query.not_membership };
     let viewer = reading::viewer(&reader, &users, &user, &room_id).await?.ok_or_else(not_in_room)?;
+    remote.all_members(&room_id).await?;
     let members = reader.visible_members(&viewer, at, &filter).await?.ok_or_else(not_in_room)?;
     let mut out = Vec::with_capacity(64 + 512 * members.len());
     out.extend_from_slice(b"{\"chunk\":");
@@ -200,6 +205,7 @@ struct MemberProfile<'a> {
 
 /// `GET /_matrix/client/v3/rooms/{roomId}/joined_members`
 async fn joined(
+    State(remote): State<RemoteRooms>,
     State(reader): State<Reader>,
     State(users): State<Users>,
     user: LocalUser,
@@ -209,6 +215,7 @@ async fn joined(
     if !viewer.is_joined() {
         return Err(not_in_room());
     }
+    remote.all_members(&room_id).await?;
     let filter = MemberFilter { membership: Some("join".to_owned()), not_membership: None };
     let members = reader.visible_members(&viewer, None, &filter).await?.ok_or_else(not_in_room)?;
     let mut out = Vec::with_capacity(64 + 128 * members.len());

@@ -11,11 +11,25 @@ mod listing;
 mod membership;
 mod people;
 mod queries;
+mod third_party;
+mod transactions;
 
 use http::Method;
 use serde_json::json;
 
-use crate::http::{Auth, RawJson, Route, Routes, Specimen};
+use crate::{
+    app::App,
+    http::{Auth, RawJson, Route, Routes, Specimen},
+};
+
+/// Goes on in the background with what a stop of the server interrupted.
+pub fn resume(app: App) {
+    tokio::spawn(async move {
+        if let Err(error) = app.inbound.resume().await {
+            tracing::error!(%error, "the events that wait for others could not be read");
+        }
+    });
+}
 
 /// What listeners for other servers answer. Those for clients do too: one port may do for both.
 pub fn routes(routes: &mut Routes) {
@@ -26,6 +40,8 @@ pub fn routes(routes: &mut Routes) {
     invites::routes(routes);
     listing::routes(routes);
     people::routes(routes);
+    third_party::routes(routes);
+    transactions::routes(routes);
     let version = Route::at(Method::GET, "/_matrix/federation/v1/version", Auth::None);
     routes.add(version.specimen(Specimen::path("")).to(version_of_this_server));
 }

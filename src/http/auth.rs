@@ -1,12 +1,17 @@
 //! Who asks: the access token of a user, or the signature of a server, checked by the dispatcher before any handler runs.
 
+use std::time::Duration;
+
 use axum::extract::{FromRequestParts, OptionalFromRequestParts};
 use hearth_federation::{Claim, Federation, Refused};
 use hearth_users::{AuthenticateError, Authenticated, SessionEnd};
 use http::{HeaderMap, StatusCode, Uri, header, request::Parts};
 use ruma::{OwnedDeviceId, OwnedServerName, OwnedUserId};
 
-use super::MatrixError;
+use super::{MatrixError, client_address::ClientAddress};
+
+/// When somebody may come again for whose requests too many keys are being fetched.
+const BUSY: Duration = Duration::from_secs(5);
 
 /// A local user with a good access token. A handler that names it is only reached with one.
 #[derive(Debug, Clone)]
@@ -88,10 +93,11 @@ impl<S: Sync> FromRequestParts<S> for RemoteServer {
 /// Who says to have sent a request; refuses what can be refused before its body is read.
 pub(super) async fn claim_of_server(
     federation: &Federation,
+    from: ClientAddress,
     headers: &HeaderMap,
 ) -> Result<Claim, MatrixError> {
     let headers = headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| value.to_str().ok());
-    Ok(federation.claim(headers).await?)
+    Ok(federation.claim(from.0, headers).await?)
 }
 
 impl From<Refused> for MatrixError {
@@ -99,6 +105,7 @@ impl From<Refused> for MatrixError {
         match refused {
             Refused::Access(denied) => Self::forbidden(denied.to_string()),
             Refused::Body(error) => Self::not_json(error.to_string()),
+            Refused::Busy => Self::limit_exceeded(BUSY),
             Refused::Store(error) => Self::internal(error),
             refused => Self::unauthorized(refused.to_string()),
         }

@@ -41,7 +41,9 @@ impl ReadOn {
     /// For users, by what the route takes.
     pub const fn of(limit: BodyLimit) -> Self {
         match limit {
-            BodyLimit::Json | BodyLimit::Event => Self { bytes: 8 << 20, time: Duration::from_secs(10) },
+            BodyLimit::Json | BodyLimit::Event | BodyLimit::Transaction => {
+                Self { bytes: 8 << 20, time: Duration::from_secs(10) }
+            }
             BodyLimit::Upload => Self { bytes: 256 << 20, time: Duration::from_secs(10) },
         }
     }

@@ -24,7 +24,7 @@ use super::{
     client_address::ClientAddress,
     error::InternalCause,
     rate_limit::Asker,
-    route::{Auth, BodyLimit, Route, Routes, WhenSuspended},
+    route::{Auth, BodyLimit, Route, Routes, TRANSACTION_BYTES, WhenSuspended},
 };
 use crate::app::App;
 
@@ -170,7 +170,7 @@ impl Dispatcher {
         let client = ClientAddress::of(peer, &parts.headers, &self.app.config.trusted_proxies);
         let mut read_on = ReadOn::STRANGER;
         if route.auth == Auth::Server {
-            parts.extensions.insert(claim_of_server(&self.app.federation, &parts.headers).await?);
+            parts.extensions.insert(claim_of_server(&self.app.federation, client, &parts.headers).await?);
         }
         if let Some(user) = self.authenticate(route, &parts.headers, &parts.uri, client).await? {
             self.charge(route, Asker::User(user.user_id.clone()), &user)?;
@@ -184,6 +184,7 @@ impl Dispatcher {
             BodyLimit::Json => limits.request_size.bytes(),
             BodyLimit::Event => limits.event_request_size.bytes(),
             BodyLimit::Upload => limits.upload_size.bytes(),
+            BodyLimit::Transaction => TRANSACTION_BYTES,
         };
         parts.extensions.insert(RequestFacts { route: route.clone(), path_args, client });
         Ok((route.clone(), limit, read_on))

@@ -26,7 +26,7 @@ pub use self::{
     dispatch::Dispatcher,
     error::MatrixError,
     rate_limit::RateClass,
-    route::{Auth, BodyLimit, Route, Routes, Specimen},
+    route::{Auth, BodyLimit, Route, Routes, Specimen, TRANSACTION_BYTES},
     ruma_types::{ApiResult, JsonBody, PathArgs, Query, RawBody, RequestFacts, Ruma},
     shutdown::Shutdown,
 };

@@ -37,7 +37,12 @@ pub enum BodyLimit {
     Event,
     /// A file.
     Upload,
+    /// A transaction of another server.
+    Transaction,
 }
+
+/// Bytes of a transaction: twice what its events may have, and as much again for the rest.
+pub const TRANSACTION_BYTES: usize = 16 * 1024 * 1024;
 
 /// What becomes of a suspended account's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

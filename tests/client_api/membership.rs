@@ -57,9 +57,17 @@ async fn rooms_are_joined_by_alias_and_unknown_ones_are_not_found() {
     let (alice, bob) = (server.user("alice").await, server.user("bob").await);
     alice.creates_a_room(json!({ "preset": "public_chat", "room_alias_name": "tea/1" })).await;
     bob.joins("#tea/1:hearth.test").await;
-    for unknown in ["#none:hearth.test", "!none:hearth.test", "!none:elsewhere.test"] {
-        let path = format!("/_matrix/client/v3/join/{}?via=elsewhere.test", encoded(unknown));
-        bob.post(&path, json!({})).await.refused(404, "M_NOT_FOUND");
+    for (unknown, via, status, errcode) in [
+        ("#none:hearth.test", "elsewhere.test", 404, "M_NOT_FOUND"),
+        ("!none:hearth.test", "hearth.test", 404, "M_NOT_FOUND"),
+        ("!none", "hearth.test", 404, "M_NOT_FOUND"),
+        // Servers that could know are asked, and cannot be reached.
+        ("!none:hearth.test", "elsewhere.test", 502, "M_UNKNOWN"),
+        ("!none:elsewhere.test", "hearth.test", 502, "M_UNKNOWN"),
+        ("#none:elsewhere.test", "hearth.test", 502, "M_UNKNOWN"),
+    ] {
+        let path = format!("/_matrix/client/v3/join/{}?via={via}", encoded(unknown));
+        bob.post(&path, json!({})).await.refused(status, errcode);
     }
     bob.post("/_matrix/client/v3/join/nonsense", json!({})).await.refused(400, "M_INVALID_PARAM");
 }

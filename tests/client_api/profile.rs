@@ -42,7 +42,7 @@ async fn fields_of_any_kind_are_kept_read_and_removed() {
     assert_eq!(bob.get(&path(&alice, "m.tz")).await.ok(), json!({ "m.tz": "UTC" }));
     let nobody = "/_matrix/client/v3/profile/%40nobody%3Ahearth.test";
     bob.get(nobody).await.refused(404, "M_NOT_FOUND");
-    bob.get("/_matrix/client/v3/profile/%40x%3Aelsewhere.test").await.refused(404, "M_NOT_FOUND");
+    bob.get("/_matrix/client/v3/profile/%40x%3Aelsewhere.test").await.refused(502, "M_UNKNOWN");
 }
 
 #[tokio::test]

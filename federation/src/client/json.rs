@@ -32,7 +32,7 @@ impl Json {
     }
 
     /// A value that was read out of this text, as a slice of it.
-    pub(super) fn part(&self, part: &RawValue) -> Self {
+    pub(crate) fn part(&self, part: &RawValue) -> Self {
         Self(self.0.slice_ref(part.get().as_bytes()))
     }
 

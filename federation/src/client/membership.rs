@@ -1,6 +1,8 @@
 //! Into rooms, out of them, and inviting: the endpoints of the specification's chapters on joining, leaving, knocking
 //! and inviting.
 
+use std::borrow::Cow;
+
 use ruma::{EventId, OwnedServerName, RoomId, RoomVersionId, ServerName, UserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -71,7 +73,8 @@ impl Client {
             auth_chain: Vec<&'a RawValue>,
             #[serde(default)]
             members_omitted: bool,
-            servers_in_room: Option<Vec<OwnedServerName>>,
+            #[serde(borrow)]
+            servers_in_room: Option<Vec<Cow<'a, str>>>,
         }
         let path = path("/_matrix/federation/v2/send_join", &[room.as_str(), event.as_str()]);
         let omit = omit_members.then_some(("omit_members", "true"));
@@ -80,13 +83,17 @@ impl Client {
         if answer.servers_in_room.as_ref().is_some_and(|servers| servers.len() > JOIN_SERVERS_MAX) {
             return Err(RequestError::malformed("too many servers in the room"));
         }
+        // Old rooms have members whose server no longer has a name that could be asked.
+        let names = |names: Vec<Cow<'_, str>>| -> Vec<OwnedServerName> {
+            names.into_iter().filter_map(|name| ServerName::parse(name).ok()).collect()
+        };
         let parts = |parts: &[&RawValue]| json.parts(parts, JOIN_EVENTS_MAX).map_err(RequestError::malformed);
         Ok(JoinAnswer {
             event: answer.event.map(|event| json.part(event)),
             state: parts(&answer.state)?,
             auth_chain: parts(&answer.auth_chain)?,
             members_omitted: answer.members_omitted,
-            servers_in_room: answer.servers_in_room,
+            servers_in_room: answer.servers_in_room.map(names),
         })
     }
 

@@ -10,9 +10,14 @@ use super::{Call, Client, Json, RequestError, path, with_query};
 pub struct DirectoryAnswer {
     /// The room.
     pub room_id: OwnedRoomId,
-    /// Servers in it.
-    #[serde(default)]
+    /// Servers in it. Names that are none are left out.
+    #[serde(default, deserialize_with = "server_names")]
     pub servers: Vec<OwnedServerName>,
+}
+
+fn server_names<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<OwnedServerName>, D::Error> {
+    let names = Vec::<String>::deserialize(from)?;
+    Ok(names.into_iter().filter_map(|name| ServerName::parse(name).ok()).collect())
 }
 
 impl Client {

@@ -1,10 +1,10 @@
 //! Asking for keys: the server itself first, notaries where it does not answer, and notaries first where very many
 //! servers are to be asked, as for the events of a large room.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream};
 use hearth_dag::{
     ServerKeys, VerifyKey,
     canonical::{Object, Value},
@@ -15,11 +15,16 @@ use ruma::{OwnedServerName, ServerName};
 use serde_json::json;
 use tokio::{sync::watch, time::Instant};
 
-use super::{ASKED_AGAIN_MS, Inner, KEY_RESPONSE_BYTES, KeyNeeds, KeyResponse, KeyStore, Source};
+use super::{
+    ASKED_AGAIN_MS, Inner, KEY_RESPONSE_BYTES, KEYS_TIME, KeyLookupError, KeyNeeds, KeyResponse, KeyStore,
+    Source, strangers::Visit,
+};
 use crate::network::{Limits, NetworkError};
 
 /// Fetches at once.
-pub const FETCHES_AT_ONCE: usize = 50;
+pub const FETCHES_AT_ONCE: usize = 100;
+/// Fetches at once for one check: many servers that do not answer hold up those who asked for them, and nobody else.
+pub const FETCHES_PER_CHECK: usize = 25;
 /// Fetches that wait for their turn; beyond it, keys count as not to be had.
 pub const FETCHES_WAITING: usize = 5_000;
 /// How long a server has for its keys.
@@ -80,6 +85,28 @@ impl KeyStore {
         tokio::time::timeout(time, fetching).await.unwrap_or(Ok(()))
     }
 
+    /// The same for a request that nobody can believe yet.
+    pub(super) async fn fetch_for_stranger(
+        &self,
+        from: IpAddr,
+        server: &ServerName,
+        needs: &KeyNeeds,
+    ) -> Result<(), KeyLookupError> {
+        if self.missing(needs).await?.is_empty() {
+            return Ok(());
+        }
+        let visit = self.0.strangers.enter(from);
+        // Where others have asked for that server already, there is nothing to wait for in line.
+        let is_running = self.0.fetching.lock().contains_key(server);
+        if visit.is_none() && !is_running {
+            return Err(KeyLookupError::Busy);
+        }
+        if let Some(mut started) = self.start(server, true, visit) {
+            let _ = tokio::time::timeout(KEYS_TIME, started.changed()).await;
+        }
+        Ok(())
+    }
+
     /// The servers of whom something is missing that asking could bring.
     async fn missing(&self, needs: &KeyNeeds) -> Result<Vec<OwnedServerName>, StoreError> {
         let now_ms = (self.0.clock)();
@@ -99,14 +126,23 @@ impl KeyStore {
 
     /// Asks each of these servers, and returns when all have answered or failed.
     pub(super) async fn fetch_all(&self, servers: &[OwnedServerName], also_notaries: bool) {
-        let started = servers.iter().filter_map(|server| self.start(server, also_notaries));
-        let mut started: Vec<watch::Receiver<()>> = started.collect();
-        // It ends when its sender is dropped.
-        join_all(started.iter_mut().map(watch::Receiver::changed)).await;
+        let servers = stream::iter(servers.to_vec());
+        let fetches = servers.map(|server| async move {
+            if let Some(mut started) = self.start(&server, also_notaries, None) {
+                // It ends when its sender is dropped.
+                let _ = started.changed().await;
+            }
+        });
+        fetches.buffer_unordered(FETCHES_PER_CHECK).collect::<()>().await;
     }
 
     /// Starts to fetch the keys of a server, or joins in where that is under way.
-    fn start(&self, server: &ServerName, also_notaries: bool) -> Option<watch::Receiver<()>> {
+    fn start(
+        &self,
+        server: &ServerName,
+        also_notaries: bool,
+        visit: Option<Visit>,
+    ) -> Option<watch::Receiver<()>> {
         let inner = &self.0;
         if inner.own(server).is_some() || inner.access.check(server).is_err() {
             return None;
@@ -122,7 +158,13 @@ impl KeyStore {
         let (sender, receiver) = watch::channel(());
         fetching.insert(server.to_owned(), receiver.clone());
         let running = Running { inner: inner.clone(), server: server.to_owned(), _sender: sender };
-        tokio::spawn(async move { running.inner.fetch(&running.server, also_notaries).await });
+        tokio::spawn(async move {
+            let inner = &running.inner;
+            // A stranger's place is in the visit.
+            let place = if visit.is_none() { inner.places.acquire().await.ok() } else { None };
+            inner.fetch(&running.server, also_notaries).await;
+            drop((place, visit));
+        });
         Some(receiver)
     }
 
@@ -165,12 +207,13 @@ impl Drop for Running {
 
 impl Inner {
     async fn fetch(&self, server: &ServerName, also_notaries: bool) {
-        let _place = self.places.acquire().await;
         match self.fetch_direct(server).await {
             Ok(()) => {
                 self.failed.remove(server);
                 return;
             }
+            // Nobody was asked, so nobody failed.
+            Err(FetchError::Network(NetworkError::Busy)) => return,
             Err(error) => tracing::debug!(%server, %error, "no keys from the server itself"),
         }
         for notary in self.notaries.iter().filter(|notary| also_notaries && *notary != server) {

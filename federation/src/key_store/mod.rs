@@ -1,16 +1,18 @@
 //! Other servers' signing keys: fetched from them or from notaries, kept, and shown to others as a notary.
 //! * An answer is believed if its own keys signed it; a notary's only if the notary signed it too.
 //! * What was once known of a key stays known, so that old events can be checked when their server is gone.
-//! * One fetch per server at a time, a bounded number at once, none again within [`ASKED_AGAIN_MS`]; failures are
+//! * One fetch per server at a time, a bounded number at once and for one asker, none again within [`ASKED_AGAIN_MS`]; failures are
 //!   remembered, longer each time. A fetch goes on when those who waited for it have left.
 
 mod fetch;
 mod needs;
 mod notary;
 mod response;
+mod strangers;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -27,6 +29,7 @@ pub use self::{
     needs::{KeyNeeds, SIGNATURES_PER_SERVER},
     notary::{BadQuery, KeyQuery, QUERY_FETCHES_MAX, QUERY_SERVERS_MAX, QUERY_TIME},
     response::{BadKeys, KEY_ID_BYTES, KEY_RESPONSE_BYTES, KEYS_PER_SERVER, KeyResponse, VALID_AT_MOST_MS},
+    strangers::STRANGERS_AT_ONCE,
 };
 use crate::{
     access::Access,
@@ -62,6 +65,7 @@ struct Inner {
     fetching: Mutex<HashMap<OwnedServerName, watch::Receiver<()>>>,
     failed: Cache<OwnedServerName, fetch::Failed>,
     places: Semaphore,
+    strangers: Arc<strangers::Strangers>,
 }
 
 /// The keys of a server that this process is.
@@ -107,6 +111,9 @@ pub enum KeyLookupError {
         /// Which.
         key_id: String,
     },
+    /// Too many are fetched for those who ask from that address already.
+    #[error("too many keys are being fetched")]
+    Busy,
     /// The keys cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -135,6 +142,7 @@ impl KeyStore {
             fetching: Mutex::default(),
             failed: Cache::new(SERVERS_IN_MEMORY),
             places: Semaphore::new(fetch::FETCHES_AT_ONCE),
+            strangers: Arc::default(),
         }))
     }
 
@@ -143,12 +151,18 @@ impl KeyStore {
         self.0.own(server).map(|own| server_keys(&own.key, &own.old, (self.0.clock)()))
     }
 
-    /// The key that a request of a server is signed with: one in use now.
-    pub async fn request_key(&self, server: &ServerName, key_id: &str) -> Result<VerifyKey, KeyLookupError> {
+    /// The key that a request of a server is signed with: one in use now. It came from this address, of whose requests
+    /// only some are fetched for at a time.
+    pub async fn request_key(
+        &self,
+        from: IpAddr,
+        server: &ServerName,
+        key_id: &str,
+    ) -> Result<VerifyKey, KeyLookupError> {
         let now_ms = (self.0.clock)();
         let mut needs = KeyNeeds::new();
         needs.add(server, vec![key_id.to_owned()], now_ms);
-        self.fetch_missing(&needs, KEYS_TIME).await?;
+        self.fetch_for_stranger(from, server, &needs).await?;
         let known = self.0.known(server).await?;
         let key = known.keys.iter().find(|key| key.key_id == key_id);
         let key = key.filter(|key| !key.old && key.valid_until_ms >= now_ms);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a story that cannot go on fails")]
 
 mod asking;
+mod at_once;
 mod backfilling;
 mod creating;
 mod entering;

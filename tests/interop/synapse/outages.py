@@ -87,3 +87,18 @@ async def _joins(one, room, via):
         return await one.join(room, via=via)
     except Exception:
         return None
+
+
+@scenario(alone=True)
+async def decline_when_the_inviter_is_gone(host, guest):
+    anna, ben = await person(host, "anna"), await person(guest, "ben")
+    room = await anna.create_room(preset="private_chat")
+    await anna.invite(room, ben)
+    await ben.finds(room, "invite")
+    await host.link.cut()
+    try:
+        async with asyncio.timeout(30):
+            await ben.leave(room)
+            await ben.finds(room, "leave")
+    finally:
+        await host.link.mend()

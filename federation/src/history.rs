@@ -1,0 +1,278 @@
+//! History that is not here: fetched from other servers of the room when somebody reads on past a gap.
+//! * What comes is believed as little as anything else: signatures are checked here, the rules in `rooms`.
+//! * One reader at a time fetches at a room; whoever waited finds the gap filled in. Servers, rounds, events and time are
+//!   bounded: who reads gets what is here when the rest cannot be had.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use hearth_dag::{Pdu, VerifiedPdu};
+use hearth_rooms::{BACKFILL_MAX, Filled, Filling, Gap, RoomInfo, WriteError, tables::TIMELINE};
+use hearth_store::StoreError;
+use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
+
+use crate::{
+    client::{Client, EventNear, Json, RequestError},
+    membership::{Parts, RemoteRooms, candidates},
+};
+
+/// Whoever reads waits so long for history of other servers.
+pub const HISTORY_TIME: Duration = Duration::from_secs(20);
+/// Events that are asked for at once.
+const EVENTS_AT_ONCE: usize = 100;
+/// Servers that are asked about one gap.
+const SERVERS_MAX: usize = 4;
+/// How often one server is asked for what its events rest on.
+const ROUNDS_MAX: usize = 6;
+/// Events that are fetched one by one; where more are missing, the whole state is asked for.
+const SINGLE_EVENTS_MAX: usize = 30;
+/// Auth chains that are asked for to fill in one gap.
+const CHAINS_MAX: usize = 5;
+/// Servers that are asked for the event nearest to a time.
+const TIME_SERVERS_MAX: usize = 3;
+
+/// Why one server's events do not fill a gap in.
+#[derive(Debug, thiserror::Error)]
+enum Unfilled {
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("it has nothing that leads to the gap")]
+    Nothing,
+    #[error("what its events rest on cannot be had from it")]
+    Rootless,
+}
+
+impl From<StoreError> for Unfilled {
+    fn from(error: StoreError) -> Self {
+        Self::Write(error.into())
+    }
+}
+
+impl RemoteRooms {
+    /// Fetches what is missing at a gap, for a user who reads there. Says whether the timeline changed.
+    pub async fn fill_in(&self, room: &RoomId, user: &UserId, gap: &Gap) -> Result<bool, StoreError> {
+        let (parts, room, user, gap) = (self.parts().clone(), room.to_owned(), user.to_owned(), gap.clone());
+        let filling = self.in_background(async move {
+            // Events of a room whose members are not known would have to be decided again.
+            parts.was_partial(&room).await?;
+            let _turn = parts.histories.of(&room).await;
+            parts.fill_in(&room, &user, &gap).await
+        });
+        match tokio::time::timeout(HISTORY_TIME, filling).await {
+            Ok(done) => done.unwrap_or(Ok(false)),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// The event nearest to a time, as other servers of the room know it.
+    pub async fn event_near(
+        &self,
+        room: &RoomId,
+        user: &UserId,
+        ts_ms: u64,
+        forwards: bool,
+    ) -> Result<Option<EventNear>, StoreError> {
+        let parts = self.parts();
+        let servers = candidates(&parts.federation, &parts.rooms, room, user, &[]).await?;
+        let client = self.federation().client().speaking_as(user.server_name());
+        let mut nearest: Option<EventNear> = None;
+        let asking = async {
+            for server in servers.iter().take(TIME_SERVERS_MAX) {
+                match client.timestamp_to_event(server, room, ts_ms, forwards).await {
+                    Ok(event) => {
+                        // What lies in the other direction is no answer.
+                        let fits = if forwards {
+                            event.origin_server_ts >= ts_ms
+                        } else {
+                            event.origin_server_ts <= ts_ms
+                        };
+                        if fits {
+                            nearest = Some(event);
+                            return;
+                        }
+                    }
+                    Err(error) => tracing::debug!(room_id = %room, %server, %error, "no event near a time"),
+                }
+            }
+        };
+        // Who waits gets what is here.
+        let _ = tokio::time::timeout(HISTORY_TIME, asking).await;
+        Ok(nearest)
+    }
+}
+
+impl Parts {
+    async fn fill_in(&self, room: &RoomId, user: &UserId, gap: &Gap) -> Result<bool, StoreError> {
+        // Another reader may have filled it in, or a part of it.
+        let Some(gap) = self.rooms.last_gap(room, gap.at).await?.filter(|now| now.at.anchor == gap.at.anchor)
+        else {
+            return Ok(true);
+        };
+        let Some(info) = self.rooms.room(room).await? else { return Ok(false) };
+        let named = self.server_behind(&info, &gap).await?;
+        let servers = candidates(&self.federation, &self.rooms, room, user, named.as_slice()).await?;
+        for server in servers.iter().take(SERVERS_MAX) {
+            match self.fill_in_from(&info, user, server, &gap).await {
+                Ok(placed) => {
+                    tracing::debug!(room_id = %room, %server, placed, "history was filled in");
+                    return Ok(true);
+                }
+                Err(Unfilled::Write(WriteError::Store(error))) => return Err(error),
+                Err(error) => tracing::debug!(room_id = %room, %server, %error, "a gap stays open"),
+            }
+        }
+        Ok(false)
+    }
+
+    /// The server of whoever sent the event behind a gap: it has what is before it.
+    async fn server_behind(&self, info: &RoomInfo, gap: &Gap) -> Result<Option<OwnedServerName>, StoreError> {
+        let Some(event) = self.rooms.store().get(&TIMELINE, &(info.sn, gap.at)).await? else {
+            return Ok(None);
+        };
+        let event = self.rooms.events().load(info, event.event).await?;
+        Ok(Some(event.pdu.sender().server_name().to_owned()))
+    }
+
+    async fn fill_in_from(
+        &self,
+        info: &RoomInfo,
+        user: &UserId,
+        server: &ServerName,
+        gap: &Gap,
+    ) -> Result<usize, Unfilled> {
+        let room = &info.room_id;
+        let client = self.federation.client().speaking_as(user.server_name());
+        let told = client.backfill(server, room, &gap.missing, EVENTS_AT_ONCE).await?;
+        let mut events: Vec<Filling> = self.believed(info, told).await?.into_iter().map(plain).collect();
+        events.truncate(BACKFILL_MAX);
+        if events.is_empty() {
+            return Err(Unfilled::Nothing);
+        }
+        let source = Source { parts: self, info, server, client: &client };
+        for _ in 0..ROUNDS_MAX {
+            match self.rooms.receive_backfill(room, gap.at, &events).await? {
+                Filled::Done { placed: 0, gap: Some(still) } if still == *gap => {
+                    return Err(Unfilled::Nothing);
+                }
+                Filled::Done { placed, .. } => return Ok(placed),
+                Filled::NeedsState(before) => {
+                    for event in before {
+                        let state = source.state_before(&event).await?;
+                        let filling =
+                            events.iter_mut().find(|filling| *filling.event.pdu().event_id() == event);
+                        filling.ok_or(Unfilled::Rootless)?.state_before = Some(state);
+                    }
+                }
+                Filled::Missing(missing) => {
+                    source.fetch_chains(&missing, events.iter().map(|filling| filling.event.pdu())).await?;
+                }
+            }
+        }
+        Err(Unfilled::Rootless)
+    }
+}
+
+fn plain(event: VerifiedPdu) -> Filling {
+    Filling { event, state_before: None }
+}
+
+/// A server that is asked for what its events rest on.
+struct Source<'a> {
+    parts: &'a Parts,
+    info: &'a RoomInfo,
+    server: &'a ServerName,
+    client: &'a Client,
+}
+
+impl Source<'_> {
+    /// The state before an event, all of it held as outliers.
+    async fn state_before(&self, event: &OwnedEventId) -> Result<Vec<OwnedEventId>, Unfilled> {
+        let room = &self.info.room_id;
+        let ids = self.client.state_ids(self.server, room, event).await?;
+        let all: BTreeSet<&OwnedEventId> = ids.pdu_ids.iter().chain(&ids.auth_chain_ids).collect();
+        let mut missing = Vec::new();
+        for id in all {
+            if self.parts.rooms.events().number(self.info.sn, id).await?.is_none() {
+                missing.push(id.clone());
+            }
+        }
+        if missing.len() > SINGLE_EVENTS_MAX {
+            let state = self.client.state(self.server, room, event).await?;
+            self.hold(state.auth_chain.into_iter().chain(state.pdus).collect()).await?;
+        } else {
+            let mut told = Vec::with_capacity(missing.len());
+            for id in &missing {
+                told.push(self.client.event(self.server, id).await?);
+            }
+            self.hold(told).await?;
+        }
+        // What could not be believed or is not allowed is not part of the state.
+        let mut state = Vec::with_capacity(ids.pdu_ids.len());
+        for id in ids.pdu_ids {
+            if self.parts.rooms.events().number(self.info.sn, &id).await?.is_some() {
+                state.push(id);
+            }
+        }
+        Ok(state)
+    }
+
+    /// The auth chains of those events that name one of these.
+    async fn fetch_chains(
+        &self,
+        missing: &[OwnedEventId],
+        events: impl Iterator<Item = &Pdu>,
+    ) -> Result<(), Unfilled> {
+        let mut open: BTreeSet<&OwnedEventId> = missing.iter().collect();
+        let mut asked = 0;
+        for event in events {
+            if !event.auth_events().iter().any(|auth| open.contains(auth)) {
+                continue;
+            }
+            asked += 1;
+            if asked > CHAINS_MAX {
+                break;
+            }
+            let chain = self.client.event_auth(self.server, &self.info.room_id, event.event_id()).await?;
+            self.hold(chain).await?;
+            open.retain(|missing| !event.auth_events().contains(missing));
+        }
+        if asked == 0 { Err(Unfilled::Rootless) } else { Ok(()) }
+    }
+
+    /// Keeps events as outliers, each after those that allow it.
+    async fn hold(&self, told: Vec<Json>) -> Result<(), Unfilled> {
+        let events = self.parts.believed(self.info, told).await?;
+        let events: Vec<&VerifiedPdu> =
+            events.iter().filter(|event| event.pdu().room_id() == self.info.room_id).collect();
+        for place in auth_first(&events) {
+            // One that is refused is kept as such, or not at all.
+            self.parts.rooms.receive_outlier(events[place]).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The places of events in an order in which each comes after its auth events, but for those in a loop.
+fn auth_first(events: &[&VerifiedPdu]) -> Vec<usize> {
+    let places: std::collections::HashMap<_, _> =
+        events.iter().enumerate().map(|(place, event)| (event.pdu().event_id(), place)).collect();
+    let mut order = Vec::with_capacity(events.len());
+    let mut seen = vec![false; events.len()];
+    for start in 0..events.len() {
+        let mut open = vec![(start, false)];
+        while let Some((place, is_done)) = open.pop() {
+            if is_done {
+                order.push(place);
+                continue;
+            }
+            if std::mem::replace(&mut seen[place], true) {
+                continue;
+            }
+            open.push((place, true));
+            let auth = events[place].pdu().auth_events().iter().filter_map(|event| places.get(&**event));
+            open.extend(auth.filter(|place| !seen[**place]).map(|place| (*place, false)));
+        }
+    }
+    order
+}

@@ -1,0 +1,289 @@
+//! Peers that do what they must not: each is refused within bounds, and harms nobody else.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use hearth::{
+    http::TRANSACTION_BYTES,
+    testing::{TestServer, TestUser, encoded},
+};
+use hearth_dag::limits;
+use http::Method;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use crate::world::*;
+
+/// A room of ours, with a remote in it.
+async fn story() -> (TestServer, TestUser, Remote, String, Seen) {
+    let (here, _) = two().await;
+    let alice = here.user("alice").await;
+    let remote = Remote::new(&here, "remote.test");
+    let room = alice.creates_a_public_room().await;
+    let seen = remote.joins("bob", &room).await;
+    (here, alice, remote, room, seen)
+}
+
+/// What became of one event of a transaction.
+fn error_of<'a>(answer: &'a Value, event: &str) -> Option<&'a str> {
+    answer["pdus"][event]["error"].as_str()
+}
+
+#[tokio::test]
+async fn a_bad_event_spoils_no_other() {
+    let (here, alice, remote, room, mut seen) = story().await;
+    let other = Remote::new(&here, "other.test");
+    let elsewhere = alice.creates_a_public_room().await;
+    let foreign = alice.says(&elsewhere, "of another room").await;
+
+    let base = (seen.last.clone(), seen.depth);
+    let mut unsigned = remote.says(&mut seen, "bob", "unsigned");
+    unsigned["signatures"] = json!({});
+    (seen.last, seen.depth) = base.clone();
+    let mut forged = remote.says(&mut seen, "bob", "forged");
+    forged["signatures"]["remote.test"]["ed25519:peer"] = json!("AAAA");
+    (seen.last, seen.depth) = base.clone();
+    // The key has the id of the one that the server publishes, and is another.
+    let other_key = remote.draft(&mut seen, "bob", "m.room.message", None, json!({ "body": "other key" }));
+    let key = hearth_dag::Keypair::new(remote.name.clone(), "peer", &[77; 32]).unwrap();
+    let other_key: Value = serde_json::from_str(sign(&key, seen.rules, other_key).pdu().json()).unwrap();
+    // Another server speaks for a user who is not its own.
+    let theirs = remote.draft(&mut seen, "bob", "m.room.message", None, json!({ "body": "theirs" }));
+    let theirs = other.sign(&seen, theirs);
+    let mut other_room = remote.draft(&mut seen, "bob", "m.room.message", None, json!({ "body": "x" }));
+    other_room["auth_events"].as_array_mut().unwrap().push(json!(foreign));
+    let other_room = remote.sign(&seen, other_room);
+    let good = remote.says(&mut seen, "bob", "good");
+    let eve = remote.draft(&mut seen, "eve", "m.room.message", None, json!({ "body": "not in the room" }));
+    let eve = remote.sign(&seen, eve);
+    let mut huge = remote.draft(&mut seen, "bob", "m.room.message", None, json!({}));
+    huge["content"]["body"] = json!("x".repeat(limits::MAX_EVENT_BYTES));
+    let mut many = remote.draft(&mut seen, "bob", "m.room.message", None, json!({ "body": "x" }));
+    many["prev_events"] = json!((0..=limits::MAX_PREV_EVENTS).map(|n| format!("$p{n}")).collect::<Vec<_>>());
+    let events = [
+        unsigned.clone(),
+        forged.clone(),
+        other_key.clone(),
+        theirs.clone(),
+        other_room.clone(),
+        good.clone(),
+        eve.clone(),
+        huge,
+        many,
+        json!({}),
+        json!("event"),
+        json!({ "room_id": room }),
+        json!({ "room_id": 5 }),
+        json!(null),
+    ];
+    let answer = remote.sends(&events, &[]).await.ok();
+    for bad in [&unsigned, &forged, &other_key, &theirs, &eve] {
+        let id = seen.id_of(bad);
+        assert!(error_of(&answer, &id).is_some(), "{bad} {answer}");
+        assert!(!has(&here, &room, &id).await);
+    }
+    assert_eq!(answer["pdus"][&seen.id_of(&good)], json!({}), "{answer}");
+    assert!(has(&here, &room, &seen.id_of(&good)).await);
+    // What it names is of another room, and so is missing in this one: it never counts.
+    assert!(!has(&here, &room, &seen.id_of(&other_room)).await);
+    // The room goes on.
+    alice.says(&room, "still here").await;
+}
+
+#[tokio::test]
+async fn of_an_event_with_a_wrong_hash_only_the_redacted_form_is_kept() {
+    let (here, alice, remote, room, mut seen) = story().await;
+    let mut event = remote.says(&mut seen, "bob", "what was signed");
+    event["content"]["body"] = json!("what was not");
+    let id = seen.id_of(&event);
+    remote.sends(&[event], &[]).await.ok();
+    let shown =
+        alice.get(&format!("/_matrix/client/v3/rooms/{}/event/{}", encoded(&room), encoded(&id))).await.ok();
+    assert_eq!(shown["content"], json!({}));
+    drop(here);
+}
+
+#[tokio::test]
+async fn a_transaction_is_bounded_and_its_own() {
+    let (here, _, remote, _, mut seen) = story().await;
+    let pdus: Vec<Value> = (0..51).map(|n| remote.says(&mut seen, "bob", &n.to_string())).collect();
+    let before = here.digest().await;
+    remote.sends(&pdus, &[]).await.refused(400, "M_INVALID_PARAM");
+    remote
+        .sends(&[], &vec![json!({ "edu_type": "m.x", "content": {} }); 101])
+        .await
+        .refused(400, "M_INVALID_PARAM");
+    let forged = json!({ "origin": "other.test", "origin_server_ts": 5, "pdus": [pdus[0]] });
+    remote.put("/_matrix/federation/v1/send/forged", &forged).await.refused(400, "M_BAD_JSON");
+    let long = format!("/_matrix/federation/v1/send/{}", "x".repeat(300));
+    remote.put(&long, &json!({ "pdus": [] })).await.refused(400, "M_BAD_JSON");
+    for (body, status, errcode) in [
+        (&b"{\"pdus\":[\"\xff\"]}"[..], 400, "M_NOT_JSON"),
+        (b"{\"pdus\":", 400, "M_NOT_JSON"),
+        (b"[]", 400, "M_BAD_JSON"),
+    ] {
+        remote.ask(Method::PUT, "/_matrix/federation/v1/send/bad", body).await.refused(status, errcode);
+    }
+    let giant = vec![b' '; TRANSACTION_BYTES + 1];
+    remote.ask(Method::PUT, "/_matrix/federation/v1/send/giant", &giant).await.refused(413, "M_TOO_LARGE");
+    assert_eq!(here.digest().await, before);
+}
+
+#[tokio::test]
+async fn deep_json_ends_nothing() {
+    let (here, alice, remote, room, mut seen) = story().await;
+    let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    for depth in [100, 10_000, 200_000] {
+        let body = format!(
+            r#"{{"origin":"remote.test","pdus":[{{"room_id":"{room}","content":{}}}]}}"#,
+            deep(depth)
+        );
+        let path = format!("/_matrix/federation/v1/send/deep{depth}");
+        let answer = remote.ask(Method::PUT, &path, body.as_bytes()).await;
+        assert!(answer.status == 200 || answer.status == 400, "{}", answer.status);
+    }
+    let good = remote.says(&mut seen, "bob", "shallow");
+    remote.sends(std::slice::from_ref(&good), &[]).await.ok();
+    assert!(has(&here, &room, &seen.id_of(&good)).await);
+    alice.says(&room, "still here").await;
+}
+
+#[tokio::test]
+async fn an_event_that_comes_again_changes_nothing() {
+    let (here, _, remote, _, mut seen) = story().await;
+    let good = remote.says(&mut seen, "bob", "once");
+    let eve = remote.draft(&mut seen, "eve", "m.room.message", None, json!({ "body": "never" }));
+    let eve = remote.sign(&seen, eve);
+    let first = remote.sends(&[good.clone(), eve.clone(), good.clone()], &[]).await.ok();
+    assert_eq!(first["pdus"].as_object().unwrap().len(), 2);
+    let before = here.digest().await;
+    let again = remote.sends(&[good, eve.clone()], &[]).await.ok();
+    assert_eq!(here.digest().await, before);
+    assert!(error_of(&again, &seen.id_of(&eve)).is_some());
+}
+
+/// A peer whose every answer brings an event that rests on one more: the chain has no end.
+#[tokio::test(start_paused = true)]
+async fn an_endless_chain_of_prev_events_is_given_up() {
+    let (here, alice, remote, room, mut seen) = story().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let key = remote.key().clone();
+    let template = remote.draft(&mut seen, "bob", "m.room.message", None, json!({ "body": "endless" }));
+    let rules = seen.rules;
+    // Events are made from the end: each names one that is made when it is asked for.
+    let forge = move |number: usize| {
+        let mut event = template.clone();
+        event["prev_events"] = json!([format!("$unknown{number}")]);
+        event["origin_server_ts"] = json!(1_000 + number);
+        let pdu = sign(&key, rules, event);
+        serde_json::from_str::<Value>(pdu.pdu().json()).unwrap()
+    };
+    let first = forge(0);
+    let count = asked.clone();
+    here.network.fake(&remote.peer, move |request| {
+        let number = count.fetch_add(1, Ordering::SeqCst) + 1;
+        let body = match request.uri().path() {
+            path if path.contains("get_missing_events") => json!({ "events": [forge(number)] }),
+            path if path.contains("state_ids") => json!({ "pdu_ids": [], "auth_chain_ids": [] }),
+            _ => json!({ "pdus": [forge(number)], "auth_chain": [forge(number)] }),
+        };
+        http::Response::new(body.to_string().into())
+    });
+    let id = seen.id_of(&first);
+    assert_eq!(remote.sends(&[first], &[]).await.ok()["pdus"][&id], json!({}), "it waits");
+    until_paused("it was given up", async || here.app.rooms.rooms_with_queues().await.unwrap().is_empty())
+        .await;
+    assert!(!has_event(&here, &room, &id).await);
+    let asked = asked.load(Ordering::SeqCst);
+    assert!(asked > 0 && asked < 500, "{asked} questions");
+    alice.says(&room, "still here").await;
+}
+
+/// A peer that hands over an event and then does not answer: the event waits for a while, others go on.
+#[tokio::test(start_paused = true)]
+async fn a_silent_peer_holds_up_nobody() {
+    let (here, _, remote, room, mut seen) = story().await;
+    let base = (seen.last.clone(), seen.depth);
+    remote.says(&mut seen, "bob", "never sent");
+    let after = remote.says(&mut seen, "bob", "after it");
+    here.network.fake(&remote.peer, |_| {
+        let mut answer = http::Response::new(axum::body::Bytes::new());
+        *answer.status_mut() = http::StatusCode::BAD_GATEWAY;
+        answer
+    });
+    assert_eq!(
+        remote.sends(std::slice::from_ref(&after), &[]).await.ok()["pdus"][&seen.id_of(&after)],
+        json!({})
+    );
+    (seen.last, seen.depth) = base;
+    let beside = remote.says(&mut seen, "bob", "beside it");
+    remote.sends(std::slice::from_ref(&beside), &[]).await.ok();
+    assert!(has(&here, &room, &seen.id_of(&beside)).await);
+    until_paused("it was given up", async || here.app.rooms.rooms_with_queues().await.unwrap().is_empty())
+        .await;
+    assert!(!has_event(&here, &room, &seen.id_of(&after)).await);
+}
+
+/// A told state with events of another room, with bad signatures and with what the rules refuse.
+#[tokio::test]
+async fn a_false_state_lets_nobody_in() {
+    let (here, alice, remote, room, seen) = story().await;
+    let before = state_of(&here, &room).await;
+    let mut lies =
+        Seen { state: seen.state.clone(), room: room.clone(), ..remote.joins("carol", &room).await };
+    let power = json!({ "users": { "@eve:remote.test": 100 } });
+    let join = remote.makes(
+        &mut lies,
+        "eve",
+        "m.room.member",
+        Some("@eve:remote.test"),
+        json!({ "membership": "join" }),
+    );
+    let levels = remote.makes(&mut lies, "eve", "m.room.power_levels", Some(""), power);
+    let topic = remote.makes(&mut lies, "eve", "m.room.topic", Some(""), json!({ "topic": "mine" }));
+    let told = Arc::new(Mutex::new(vec![join.clone(), levels.clone()]));
+    let (join_id, levels_id) = (lies.id_of(&join), lies.id_of(&levels));
+    here.network.fake(&remote.peer, move |request| {
+        let told = told.lock().clone();
+        let path = request.uri().path();
+        let body = if path.contains("state_ids") {
+            json!({ "pdu_ids": [join_id, levels_id], "auth_chain_ids": [] })
+        } else if path.contains("/event/") {
+            let wanted = told.iter().find(|event| path.contains("event") && event.is_object()).cloned();
+            json!({ "pdus": [wanted] })
+        } else {
+            json!({ "events": [], "pdus": told, "auth_chain": told })
+        };
+        http::Response::new(body.to_string().into())
+    });
+    remote.sends(std::slice::from_ref(&topic), &[]).await.ok();
+    let id = lies.id_of(&topic);
+    until("it was decided or given up", async || {
+        here.app.rooms.rooms_with_queues().await.unwrap().is_empty() || !has(&here, &room, &id).await
+    })
+    .await;
+    let after = state_of(&here, &room).await;
+    for place in [("m.room.power_levels", ""), ("m.room.topic", "")] {
+        let place = (place.0.to_owned(), place.1.to_owned());
+        assert_eq!(after.get(&place), before.get(&place));
+    }
+    alice.says(&room, "still here").await;
+}
+
+async fn has_event(server: &TestServer, room: &str, event: &str) -> bool {
+    let room = server.app.rooms.room(room.try_into().unwrap()).await.unwrap().unwrap();
+    server.app.rooms.events().by_id(&room, event.try_into().unwrap()).await.unwrap().is_some()
+}
+
+/// As `until`, where time passes by itself.
+async fn until_paused(what: &str, holds: impl AsyncFn() -> bool) {
+    for _ in 0..100_000 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
+    panic!("it never was so: {what}");
+}

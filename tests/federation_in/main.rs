@@ -1,0 +1,7 @@
+//! What other servers ask of this one and send to it: whole servers in one process, and peers that do as they like.
+
+mod history;
+mod hostile;
+mod rooms;
+mod transactions;
+mod world;
