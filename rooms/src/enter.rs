@@ -4,7 +4,7 @@
 //! * Entering twice, at once or again, changes nothing. A room that we had left goes on where it is now: what happened
 //!   meanwhile is a gap.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -372,7 +372,7 @@ impl Act for Enter<'_> {
         if let Some(key) = stored.header.state_key {
             turn.set_state_event(key, &stored, replaced.as_deref(), slot).await?;
         }
-        turn.move_head(&stored, &[], false);
+        turn.move_head(&stored, &BTreeSet::new(), false);
         turn.joins_changed = false;
         let room = turn.head.room.sn;
         turn.commit.delete(&OUT_OF_BAND, &(self.user.to_string(), room));

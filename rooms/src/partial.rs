@@ -180,9 +180,17 @@ impl Act for Complete {
             *self.members_first.lock() = std::mem::take(&mut turn.members_first);
             return done.map(|()| true);
         }
+        // Our join is the first event of this stay. Of one before it the store may still be deleting what is left.
+        let mut is_of_this_stay = turn.event(row.join).await?.changes.completed;
         for (key, event) in open {
             if !turn.commit.has_room_for(ROWS_OF_A_DECISION, BYTES_OF_A_DECISION) {
                 break;
+            }
+            is_of_this_stay |= event == row.join;
+            if !is_of_this_stay {
+                turn.commit.delete(&PARTIAL_EVENTS, &key);
+                turn.change_head();
+                continue;
             }
             let event = turn.event(event).await?;
             let full = (event.sn == row.join).then_some(self.full);

@@ -9,6 +9,7 @@ use hearth_dag::{Pdu, Rejection, VerifiedPdu};
 use hearth_store::{Commit, StreamPosition};
 use parking_lot::Mutex;
 use ruma::{EventId, OwnedEventId};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -24,6 +25,8 @@ use crate::snapshot::StateChange;
 use crate::tables::*;
 use crate::turn::Turn;
 
+/// Events that are gone through to find what follows an event, or what a refused one follows.
+const FOLLOWERS_LOOKED_AT: usize = 2000;
 /// How often members are written first because a state differs in more than a commit holds.
 const MEMBERS_FIRST_MAX: usize = 8;
 
@@ -290,9 +293,14 @@ impl Receive {
         allowed: Allowed,
     ) -> Result<Received, WriteError> {
         let Allowed { placed, before } = allowed;
-        let (prev, missing) = (placed.prev.clone(), placed.missing_prev.clone());
+        let prev = turn.through_refused(&placed.prev).await?;
+        let missing = placed.missing_prev.clone();
         let replaces = turn.replaced_by(&self.pdu, before).await?;
         let mentions_room_allowed = turn.may_mention_room(&self.pdu).await?;
+        let is_decided_again = match known {
+            Some(known) => turn.status(known).await?.snapshot_before.is_some(),
+            None => false,
+        };
         let new = NewEvent {
             status: Status::Accepted,
             live: true,
@@ -301,7 +309,8 @@ impl Receive {
             ..self.new_event(turn, known, placed)
         };
         let (stored, slot) = turn.store_event(new).await?;
-        let is_followed = turn.arrived(&stored, None).await?;
+        let is_followed =
+            turn.arrived(&stored, None).await? || (is_decided_again && turn.is_behind_head(&stored).await?);
         if !missing.is_empty() {
             turn.note_missing(stored.sn, &missing);
             turn.open_gap(TimelineOrder::live(slot), &missing);
@@ -408,6 +417,35 @@ impl Turn {
         }
     }
 
+    /// Events, and those before them of each that was refused: whatever follows a refused event follows these.
+    async fn through_refused(&self, events: &[EventSn]) -> Result<BTreeSet<EventSn>, WriteError> {
+        let mut all: BTreeSet<EventSn> = events.iter().copied().collect();
+        let mut open = events.to_vec();
+        while let Some(next) = open.pop() {
+            let next = self.event(next).await?;
+            if next.status() != Status::Accepted && all.len() < FOLLOWERS_LOOKED_AT {
+                open.extend(next.header.prev_events.iter().filter(|event| all.insert(**event)));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether an extremity follows an event that was held before it came into the room.
+    async fn is_behind_head(&self, event: &StoredEvent) -> Result<bool, WriteError> {
+        let mut open = self.head.row.extremities.clone();
+        let mut seen: BTreeSet<EventSn> = open.iter().copied().collect();
+        while let Some(next) = open.pop() {
+            let next = self.event(next).await?;
+            if next.header.prev_events.contains(&event.sn) {
+                return Ok(true);
+            }
+            if next.header.depth > event.header.depth && seen.len() < FOLLOWERS_LOOKED_AT {
+                open.extend(next.header.prev_events.iter().filter(|event| seen.insert(**event)));
+            }
+        }
+        Ok(false)
+    }
+
     /// Whether an event mentions the whole room and its sender may.
     async fn may_mention_room(&mut self, pdu: &Pdu) -> Result<bool, WriteError> {
         let kind = pdu.kind().to_string();
@@ -420,7 +458,7 @@ impl Turn {
 
     /// An event takes its place at the head: its prev events are no extremities any more, and it is one, unless
     /// something follows it already.
-    pub(crate) fn move_head(&mut self, stored: &StoredEvent, prev: &[EventSn], is_followed: bool) {
+    pub(crate) fn move_head(&mut self, stored: &StoredEvent, prev: &BTreeSet<EventSn>, is_followed: bool) {
         let head = self.change_head();
         let mut kept: Vec<(EventSn, OwnedEventId)> = head
             .row

@@ -11,6 +11,7 @@ mod handshakes;
 mod hostile;
 mod invites;
 mod membership;
+mod orders;
 mod outgoing;
 mod outside;
 mod partial;

@@ -152,7 +152,7 @@ async fn a_state_that_does_not_let_our_user_in_is_not_believed() {
 }
 
 /// A room in which Dora, of whom we do not know that she is banned, kicks Carol, who goes on elsewhere.
-async fn kicked_by_nobody() -> (World, OwnedRoomId, EnterRoom, [hearth_dag::Pdu; 2]) {
+async fn kicked_by_nobody() -> (World, OwnedRoomId, EnterRoom, [hearth_dag::Pdu; 3]) {
     let (world, peer) = (World::new().await, Peer::new("peer.test").await);
     let room = peer.room("bob", Preset::PublicChat).await;
     peer.join("carol", &room).await;
@@ -185,12 +185,13 @@ async fn kicked_by_nobody() -> (World, OwnedRoomId, EnterRoom, [hearth_dag::Pdu;
     assert!(matches!(world.rooms.receive(&built(&kick)).await.unwrap(), Received::Accepted(_)));
     let said = forge(&room, info.rules, Say::message(&carol, "hello"), &[full.join.pdu()], &state);
     assert!(matches!(world.rooms.receive(&built(&said)).await.unwrap(), Received::SoftFailed(Some(_))));
-    (world, room, full, [kick, said])
+    let after = forge(&room, info.rules, Say::message(&bob, "welcome"), &[&said], &state);
+    (world, room, full, [kick, said, after])
 }
 
 #[tokio::test]
 async fn what_only_a_partial_state_refused_comes_in_when_it_is_complete() {
-    let (world, room, full, [kick, said]) = kicked_by_nobody().await;
+    let (world, room, full, [kick, said, _]) = kicked_by_nobody().await;
     world.rooms.complete_state(&room, full.state.clone(), full.auth_chain.clone()).await.unwrap();
     assert_eq!(world.by_id(&room, &kick.event_id().to_owned()).await.status(), Status::Rejected);
     let stored = world.by_id(&room, &said.event_id().to_owned()).await;
@@ -201,6 +202,16 @@ async fn what_only_a_partial_state_refused_comes_in_when_it_is_complete() {
     assert!(world.rooms.rooms_with_queues().await.unwrap().is_empty());
     let again = world.rooms.receive(&built(&said)).await.unwrap();
     assert!(matches!(again, Received::Accepted(position) if position == stored.position));
+}
+
+#[tokio::test]
+async fn what_comes_in_late_is_no_end_of_the_room_if_something_follows_it() {
+    let (world, room, full, [_, said, after]) = kicked_by_nobody().await;
+    assert!(matches!(world.rooms.receive(&built(&after)).await.unwrap(), Received::Accepted(_)));
+    world.rooms.complete_state(&room, full.state.clone(), full.auth_chain.clone()).await.unwrap();
+    assert_eq!(world.by_id(&room, &said.event_id().to_owned()).await.status(), Status::Accepted);
+    let after = world.by_id(&room, &after.event_id().to_owned()).await.sn;
+    assert_eq!(world.head(&room).await.extremities, [after]);
 }
 
 #[tokio::test]
