@@ -1,8 +1,10 @@
-//! Commits a second and flush group sizes, with one and with many committers, on sled.
+//! Commits a second and flush group sizes, with one and with many committers, on sled; and what lone commits cost
+//! that come now and then, as on a server that is not busy.
 //!
 //! `cargo bench -p hearth-store` with `TMPDIR` on the disk to be measured. `CACHE_MIB` sets another cache size;
-//! `COMMITTERS=64 SECONDS=10` runs only that.
+//! `COMMITTERS=64 SECONDS=10` runs only that, `PACE=200 SECONDS=10` only that many lone commits a second.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -30,9 +32,11 @@ fn main() {
         let store = Store::open_sled(dir.path(), options).await.expect("a store");
         println!("idle after opening: {} KiB resident", resident_kib());
         flush_alone(dir.path());
-        match setting("COMMITTERS") {
-            Some(committers) => commits(&store, committers).await,
-            None => {
+        match (setting("COMMITTERS"), setting("PACE")) {
+            (Some(committers), _) => commits(&store, committers).await,
+            (None, Some(pace)) => paced(&store, pace).await,
+            (None, None) => {
+                paced(&store, 200).await;
                 for committers in [1, 8, 64, 256] {
                     commits(&store, committers).await;
                 }
@@ -60,6 +64,37 @@ fn flush_alone(dir: &std::path::Path) {
     }
     took.sort();
     println!("write and fdatasync alone: p50 {:?}", took[100]);
+}
+
+/// One commit at a time, so many a second.
+async fn paced(store: &Store, pace: u64) {
+    const ROOM: u64 = u64::MAX;
+    let count = pace * setting("SECONDS").unwrap_or(4);
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / pace as u32);
+    let (before, mut took) = (cpu_of_threads(), Vec::new());
+    for n in 0..count {
+        ticks.tick().await;
+        let began = Instant::now();
+        store.commit(message(ROOM, n)).await.expect("a commit");
+        took.push(began.elapsed());
+    }
+    took.sort();
+    let after = cpu_of_threads();
+    let spent = |names: &dyn Fn(&str) -> bool| {
+        let sum = |times: &BTreeMap<(u64, String), Duration>| -> Duration {
+            times.iter().filter(|((_, name), _)| names(name)).map(|(_, time)| *time).sum()
+        };
+        (sum(&after) - sum(&before)).as_secs_f64() * 1e6 / count as f64
+    };
+    println!(
+        "{pace} lone commits/s: p50 {:?}, p99 {:?}, max {:?}, {:.0} µs CPU each, of which committing {:.0}, sled {:.0}",
+        took[took.len() / 2],
+        took[took.len() * 99 / 100],
+        took[took.len() - 1],
+        spent(&|_| true),
+        spent(&|name| name.starts_with("store-")),
+        spent(&|name| name.starts_with("sled-")),
+    );
 }
 
 async fn commits(store: &Store, committers: u64) {
@@ -142,6 +177,18 @@ fn cpu_time() -> Duration {
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |at: usize| fields.get(at).and_then(|ticks| ticks.parse::<u64>().ok()).unwrap_or_default();
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
+}
+
+/// The time on a processor of each thread, by its number and name.
+fn cpu_of_threads() -> BTreeMap<(u64, String), Duration> {
+    let read = |entry: std::fs::DirEntry| {
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        let name = std::fs::read_to_string(entry.path().join("comm")).ok()?;
+        let times = std::fs::read_to_string(entry.path().join("schedstat")).ok()?;
+        let nanos = times.split_whitespace().next()?.parse().ok()?;
+        Some(((number, name), Duration::from_nanos(nanos)))
+    };
+    std::fs::read_dir("/proc/self/task").expect("Linux").flatten().filter_map(read).collect()
 }
 
 fn resident_kib() -> u64 {

@@ -38,6 +38,8 @@ pub(crate) struct Directory {
 pub(crate) enum Content {
     /// Nothing, or what is left of an attempt to make a store.
     Nothing,
+    /// A store of an older format that was in use.
+    Older,
     /// A store that was in use.
     Store,
 }
@@ -144,11 +146,16 @@ fn read_format(path: &Path, kind: &str) -> Result<Content, StoreError> {
         return foreign(format!("its file {FORMAT_FILE:?} does not begin with {NAME}"));
     }
     let (number, found_kind) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    if number != FORMAT.to_string() || found_kind != kind {
+    let format = number.parse().ok().filter(|format| (1..=FORMAT).contains(format));
+    if format.is_none() || found_kind != kind {
         let found = format!("{number} ({found_kind})");
         return Err(StoreError::UnknownFormat { path: path.to_owned(), found, supported: FORMAT });
     }
-    Ok(if words.next() == Some(CREATING) { Content::Nothing } else { Content::Store })
+    Ok(match format {
+        _ if words.next() == Some(CREATING) => Content::Nothing,
+        Some(FORMAT) => Content::Store,
+        _ => Content::Older,
+    })
 }
 
 /// The name of something in the directory that we would not put into an empty one.

@@ -211,11 +211,8 @@ impl<D: Disk> Disk for Held<D> {
     fn range(&self, scan: Scan<'_>) -> Result<Vec<(Data, Data)>, StoreError> {
         self.disk.range(scan)
     }
-    fn apply(&self, rows: &crate::group::Rows<'_>) -> Result<(), StoreError> {
-        self.disk.apply(rows)
-    }
-    fn flush(&self, batch: u64) -> Result<(), StoreError> {
-        self.disk.flush(batch)
+    fn write(&self, last: u64, batches: &[crate::group::Rows<'_>]) -> Result<Duration, StoreError> {
+        self.disk.write(last, batches)
     }
     fn check_reached(&self, batch: u64) -> Result<(), StoreError> {
         self.disk.check_reached(batch)
@@ -249,12 +246,9 @@ mod tests {
         fn range(&self, scan: Scan<'_>) -> Result<Vec<(Data, Data)>, StoreError> {
             self.disk.range(scan)
         }
-        fn apply(&self, rows: &Rows<'_>) -> Result<(), StoreError> {
-            self.disk.apply(rows)
-        }
-        fn flush(&self, batch: u64) -> Result<(), StoreError> {
+        fn write(&self, last: u64, batches: &[Rows<'_>]) -> Result<Duration, StoreError> {
             drop(self.gate.lock());
-            self.disk.flush(batch)
+            self.disk.write(last, batches)
         }
         fn check_reached(&self, batch: u64) -> Result<(), StoreError> {
             self.disk.check_reached(batch)

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -30,19 +31,17 @@ impl Disk for Memory {
         })
     }
 
-    fn apply(&self, rows: &Rows<'_>) -> Result<(), StoreError> {
-        let mut map = self.0.write();
-        for (key, value) in rows {
-            match value {
-                Some(value) => map.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)),
-                None => map.remove(key.as_ref()),
-            };
+    fn write(&self, _: u64, batches: &[Rows<'_>]) -> Result<Duration, StoreError> {
+        for rows in batches {
+            let mut map = self.0.write();
+            for (key, value) in rows {
+                match value {
+                    Some(value) => map.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)),
+                    None => map.remove(key.as_ref()),
+                };
+            }
         }
-        Ok(())
-    }
-
-    fn flush(&self, _: u64) -> Result<(), StoreError> {
-        Ok(())
+        Ok(Duration::ZERO)
     }
 
     fn check_reached(&self, _: u64) -> Result<(), StoreError> {

@@ -1,6 +1,6 @@
 //! A note beside the files, of the last batch that reached the disk.
 //!
-//! * It is written after the flush and never synced by itself, so it may be behind the files, never ahead of them.
+//! * It is written when a group is on the disk and never synced by itself, so it may be behind the files, never ahead of them.
 //! * Files that are behind it have lost something, and are not opened as if nothing had happened.
 
 use std::fs::{self, File};
@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use crate::StoreError;
 use crate::sled::damaged;
 
-const NAME: &str = "reached";
 /// The number, then its complement: a number torn in writing is not believed.
 const LENGTH: usize = 16;
 
@@ -21,8 +20,10 @@ pub(crate) struct Reached {
 }
 
 impl Reached {
+    pub(crate) const NAME: &str = "reached";
+
     pub(crate) fn open(directory: &Path) -> Result<Self, StoreError> {
-        let path = directory.join(NAME);
+        let path = directory.join(Self::NAME);
         let options = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).to_owned();
         let file = options.open(&path).map_err(|error| StoreError::io(&path, "opening", error))?;
         Ok(Self { path, file })
@@ -30,7 +31,7 @@ impl Reached {
 
     /// For a store that is made anew.
     pub(crate) fn forget(directory: &Path) -> Result<(), StoreError> {
-        let path = directory.join(NAME);
+        let path = directory.join(Self::NAME);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(StoreError::io(&path, "clearing", error))

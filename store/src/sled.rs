@@ -1,31 +1,43 @@
-//! The sled engine: one tree, one batch per step of a group, one flush per group.
+//! The sled engine: one tree behind a journal of our own.
 //!
+//! * A group is on the disk when it is in the journal; only then sled learns it, row by row, without a flush. What is
+//!   too long for the journal, or finds it full, is made durable by sled itself: one batch per step, then a flush.
+//! * After a crash sled has what it had when it was last flushed, and maybe some of what came later, in order: a batch
+//!   ends with the row that has its number. What the journal has beyond that number is applied again.
 //! * sled's own `flush` does not reach the disk; ours adds an `fdatasync` of its log file.
 //! * sled never syncs the names of its files; after opening we do.
 //! * sled takes a damaged log for one that ends there. What had been reached is noted beside it, so that we see it.
 //! * Values are bounded so that a page never becomes a file of its own, which nobody would sync.
 
-use std::fs::{self, File};
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use sled::{Batch, Db, IVec};
 
 use crate::directory::{Content, Directory, sync};
-use crate::group::{Disk, Rows};
+use crate::group::{Disk, Rows, last_of};
+use crate::journal::{Journal, Record};
+use crate::log::Log;
 use crate::reached::Reached;
-use crate::tables::ABOUT;
+use crate::tables::{ABOUT, LAST};
 use crate::{Data, FORMAT, Order, Scan, StoreError, StoreOptions};
 
 const KIND: &str = "sled";
 /// How long sled's lock may outlast the store that this process has just closed.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// After so many rows a scan lets a waiting batch pass.
+const ROWS_AT_ONCE: usize = 64;
 
 /// Fields are dropped in order: the directory's lock goes last.
 pub(crate) struct Sled {
     db: Db,
-    log: File,
+    log: Log,
+    journal: Mutex<Journal>,
+    /// Held while a batch is applied, so that nobody sees half of it.
+    whole: RwLock<()>,
     reached: Reached,
     directory: Directory,
 }
@@ -42,20 +54,111 @@ impl Sled {
                 fs::remove_dir_all(&files).map_err(|error| StoreError::io(&files, "clearing", error))?;
             }
         }
+        // Before sled touches anything.
+        let (journal, records) = match content {
+            Content::Nothing | Content::Older => (Journal::create(path)?, Vec::new()),
+            // Whether commits have gone with it, the note of what had been reached tells.
+            Content::Store => {
+                Journal::open(path)?.map_or_else(|| Ok((Journal::create(path)?, Vec::new())), Ok)?
+            }
+        };
         let db = open(&files, options)?;
         for name in ["conf", "db", "blobs", "."] {
             sync(&files.join(name))?;
         }
         sync(path)?;
-        let log =
-            File::open(files.join("db")).map_err(|error| StoreError::io(&files, "opening the log", error))?;
-        let reached = Reached::open(path)?;
-        let sled = Self { db, log, reached, directory };
+        let log = Log::open(&files.join("db"));
+        let log = log.map_err(|error| StoreError::io(&files, "opening the log", error))?;
+        let (journal, whole) = (Mutex::new(journal), RwLock::default());
+        let sled = Self { db, log, journal, whole, reached: Reached::open(path)?, directory };
         match content {
             Content::Nothing => sled.make()?,
-            Content::Store => sled.check()?,
+            Content::Older => {
+                sled.check()?;
+                sled.settle()?;
+                sled.directory.finish(KIND)?;
+            }
+            Content::Store => {
+                sled.check()?;
+                sled.replay(&records)?;
+            }
         }
         Ok(sled)
+    }
+
+    /// Applies what the journal has and sled has not, then starts the journal anew.
+    fn replay(&self, records: &[Record]) -> Result<(), StoreError> {
+        let mut last = last_of(self)?.batch;
+        for record in records {
+            for (number, rows) in (record.first..).zip(&record.batches) {
+                if number <= last {
+                    continue;
+                }
+                if number > last + 1 {
+                    return Err(self.gap(last, number));
+                }
+                self.sync_log()?;
+                let rows = rows.iter().map(|(key, value)| (key.as_slice(), value.as_deref()));
+                self.apply_at_once(rows)?;
+                last = number;
+            }
+        }
+        self.settle()
+    }
+
+    fn gap(&self, last: u64, next: u64) -> StoreError {
+        let (path, directory) = (self.journal.lock().path().to_owned(), self.directory.path());
+        let lost = format!(
+            "the store ends with group {last} of commits, and the journal goes on with {next}: what came between is \
+             lost; restore a backup, or remove {} and {} to go on without",
+            path.display(),
+            directory.join(Reached::NAME).display(),
+        );
+        damaged(&path, &lost)
+    }
+
+    /// Returns when sled has on the disk all that it was given. Then the journal is not needed any more.
+    fn settle(&self) -> Result<(), StoreError> {
+        self.db.flush().map_err(|error| self.failed(error))?;
+        self.sync_log()?;
+        self.journal.lock().rewind();
+        Ok(())
+    }
+
+    fn sync_log(&self) -> Result<(), StoreError> {
+        let synced = self.log.sync();
+        synced.map_err(|error| StoreError::io(self.directory.path(), "waiting for the disk", error))
+    }
+
+    /// All rows or none, also after a crash. sled writes its log for it, in other threads.
+    fn apply_at_once<'a>(
+        &self,
+        rows: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
+    ) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        for (key, value) in rows {
+            match value {
+                Some(value) => batch.insert(IVec::from(key), IVec::from(value)),
+                None => batch.remove(IVec::from(key)),
+            }
+        }
+        let _whole = self.whole.write();
+        self.db.apply_batch(batch).map_err(|error| self.failed(error))
+    }
+
+    /// What a crash leaves of it, the journal repairs. The row with the number of the batch comes last.
+    fn apply_by_rows(&self, rows: &Rows<'_>) -> Result<(), StoreError> {
+        let last = LAST.key_bytes(&());
+        let number = rows.get_key_value(last.as_slice());
+        let _whole = self.whole.write();
+        for (key, value) in rows.iter().filter(|(key, _)| ***key != *last).chain(number) {
+            let applied = match value {
+                Some(value) => self.db.insert(key, value.as_ref()),
+                None => self.db.remove(key),
+            };
+            applied.map_err(|error| self.failed(error))?;
+        }
+        Ok(())
     }
 
     fn failed(&self, error: sled::Error) -> StoreError {
@@ -71,7 +174,7 @@ impl Sled {
         let mut about = crate::Encoder::new();
         crate::Value::encode(&crate::tables::About { format: FORMAT, epoch: 1 }, &mut about);
         self.db.insert(ABOUT.key_bytes(&()), about.bytes).map_err(|error| self.failed(error))?;
-        self.flush(0)?;
+        self.settle()?;
         self.directory.finish(KIND)
     }
 
@@ -81,7 +184,8 @@ impl Sled {
         let row = self.get(&key)?;
         let about = row.and_then(|row| ABOUT.decode_value(&key, &row).ok());
         match about {
-            Some(about) if about.format == FORMAT => Ok(()),
+            // The format that it was made in.
+            Some(about) if (1..=FORMAT).contains(&about.format) => Ok(()),
             _ => Err(damaged(self.directory.path(), "its first row is missing")),
         }
     }
@@ -124,6 +228,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 
 impl Disk for Sled {
     fn get(&self, key: &[u8]) -> Result<Option<Data>, StoreError> {
+        let _whole = self.whole.read();
         Ok(self.db.get(key).map_err(|error| self.failed(error))?.map(Data::from))
     }
 
@@ -131,6 +236,7 @@ impl Disk for Sled {
         if scan.start >= scan.end {
             return Ok(Vec::new());
         }
+        let mut whole = self.whole.read();
         let mut rows = self.db.range(scan.start..scan.end);
         let mut found = Vec::new();
         while found.len() < scan.limit {
@@ -141,26 +247,35 @@ impl Disk for Sled {
             let Some(row) = row else { break };
             let (key, value) = row.map_err(|error| self.failed(error))?;
             found.push((Data::from(key), Data::from(value)));
+            if found.len().is_multiple_of(ROWS_AT_ONCE) {
+                RwLockReadGuard::bump(&mut whole);
+            }
         }
         Ok(found)
     }
 
-    fn apply(&self, rows: &Rows<'_>) -> Result<(), StoreError> {
-        let mut batch = Batch::default();
-        for (key, value) in rows {
-            match value {
-                Some(value) => batch.insert(IVec::from(key.as_ref()), IVec::from(value.as_ref())),
-                None => batch.remove(IVec::from(key.as_ref())),
+    fn write(&self, last: u64, batches: &[Rows<'_>]) -> Result<Duration, StoreError> {
+        let began = Instant::now();
+        let in_journal = self.journal.lock().append(last, batches)?;
+        let mut waited = began.elapsed();
+        if in_journal {
+            for rows in batches {
+                self.sync_log()?;
+                self.apply_by_rows(rows)?;
             }
+        } else {
+            for rows in batches {
+                let began = Instant::now();
+                self.settle()?;
+                waited += began.elapsed();
+                self.apply_at_once(rows.iter().map(|(key, value)| (key.as_ref(), value.as_deref())))?;
+            }
+            let began = Instant::now();
+            self.settle()?;
+            waited += began.elapsed();
         }
-        self.db.apply_batch(batch).map_err(|error| self.failed(error))
-    }
-
-    fn flush(&self, batch: u64) -> Result<(), StoreError> {
-        self.db.flush().map_err(|error| self.failed(error))?;
-        let synced = self.log.sync_data();
-        synced.map_err(|error| StoreError::io(self.directory.path(), "waiting for the disk", error))?;
-        self.reached.note(batch)
+        self.reached.note(last)?;
+        Ok(waited)
     }
 
     fn check_reached(&self, batch: u64) -> Result<(), StoreError> {

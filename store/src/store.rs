@@ -13,8 +13,9 @@ use crate::{
     StreamPosition, Table, Value, Watch, chunk, jobs,
 };
 
-/// The format of what is written. An older one would be migrated here, a newer one is refused.
-pub const FORMAT: u32 = 1;
+/// The format of what is written. An older one is migrated when it is opened, a newer one is refused. Format 1 had no
+/// journal.
+pub const FORMAT: u32 = 2;
 /// How often a long value is read again when it is overwritten meanwhile.
 const REREADS: usize = 16;
 

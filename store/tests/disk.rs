@@ -78,9 +78,11 @@ async fn a_directory_of_somebody_else_is_not_touched() {
 async fn a_newer_format_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     Store::open_sled(dir.path(), options()).await.unwrap().close().await;
-    for (line, named) in
-        [("hearth-store 2 sled\n", "2 (sled)"), ("hearth-store 1 postgresql\n", "1 (postgresql)")]
-    {
+    for (line, named) in [
+        ("hearth-store 3 sled\n", "3 (sled)"),
+        ("hearth-store 0 sled\n", "0 (sled)"),
+        ("hearth-store 2 postgresql\n", "2 (postgresql)"),
+    ] {
         std::fs::write(dir.path().join("format"), line).unwrap();
         let error = refusal(dir.path()).await;
         assert!(matches!(&error, StoreError::UnknownFormat { found, .. } if found == named), "{error}");
@@ -101,28 +103,47 @@ async fn a_store_that_was_never_finished_is_made_again() {
 }
 
 /// Each released format has its fixture.
-#[tokio::test]
-async fn a_store_of_format_1_opens() {
+async fn opens(format: u32) {
     let dir = tempfile::tempdir().unwrap();
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/format-{format}"));
     copy(&fixture, dir.path());
-    let store = Store::open_sled(dir.path(), options()).await.unwrap();
-    let rows = store.range(&ROWS, ROWS.all(), Order::Forward, 100).await.unwrap();
-    let expected: Vec<_> = (0..20).map(|n| (n, Blob(vec![n as u8; 10].into()))).collect();
-    assert_eq!(rows, expected);
-    assert_eq!(store.watermark().get(), 20);
+    // The second time it has the newest one.
+    for _ in 0..2 {
+        let store = Store::open_sled(dir.path(), options()).await.unwrap();
+        let rows = store.range(&ROWS, ROWS.all(), Order::Forward, 100).await.unwrap();
+        let expected: Vec<_> = (0..20).map(|n| (n, Blob(vec![n as u8; 10].into()))).collect();
+        assert_eq!(rows, expected);
+        assert_eq!(store.watermark().get(), 20);
+        store.close().await;
+        let line = std::fs::read_to_string(dir.path().join("format")).unwrap();
+        assert_eq!(line, "hearth-store 2 sled\n", "an older version refuses it by this");
+    }
 }
 
-/// `FIXTURE=DIR cargo test -p hearth-store --test disk makes_a_fixture` writes what the test above reads.
+#[tokio::test]
+async fn a_store_of_format_1_opens_and_gets_a_journal() {
+    opens(1).await;
+}
+
+/// Its last commits are only in the journal.
+#[tokio::test]
+async fn a_store_of_format_2_opens() {
+    opens(2).await;
+}
+
+/// `FIXTURE=DIR cargo test -p hearth-store --test disk makes_a_fixture` writes what the tests above read.
 #[tokio::test]
 async fn makes_a_fixture() {
     let Some(path) = std::env::var_os("FIXTURE") else { return };
-    let store = Store::open_sled(path, options()).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open_sled(dir.path(), options()).await.unwrap();
     for n in 0..20 {
         let mut commit = row(n, 10);
         commit.position();
         store.commit(commit).await.unwrap();
     }
+    // As a crash leaves it.
+    copy(dir.path(), Path::new(&path));
     store.close().await;
 }
 

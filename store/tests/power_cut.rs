@@ -33,7 +33,7 @@ async fn what_was_acknowledged_survives_power_cuts() {
     let data = std::fs::canonicalize(dir.path()).unwrap().join("data");
     std::fs::create_dir(&data).unwrap();
     let (library, log) = (recorder::compiled(dir.path()), dir.path().join("log"));
-    for millis in [400, 300, 300] {
+    for millis in [1000, 500, 500] {
         let mut command = child(&data.join("store"));
         command.env("LD_PRELOAD", &library).env("RECORDER_DIRECTORY", &data).env("RECORDER_LOG", &log);
         let command = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::inherit());

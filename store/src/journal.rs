@@ -1,0 +1,351 @@
+//! The journal: what the last groups of commits wrote, on the disk before the engine has it there.
+//!
+//! * One file of a bounded length. It is written from its beginning again once the engine has all of it on the disk.
+//! * A group is one record with its checksum, in blocks of its own: writing one never touches what was durable before.
+//!   Each block says whether it begins a record, so that nothing inside of one is ever taken for another.
+//! * Batches are numbered without a gap, so records say by themselves which of them are still needed, in which order,
+//!   and whether one of them is missing. A record torn in writing is the last one, and was never acknowledged.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Advice, fadvise};
+
+use crate::StoreError;
+use crate::group::{BATCH_BYTES, Rows};
+use crate::sled::damaged;
+
+const NAME: &str = "journal";
+const HEADER: &[u8] = b"hearth-journal 1\n";
+/// What file systems and disks write at once.
+const BLOCK: usize = 4096;
+/// How long the file gets, and what is read of it on opening.
+const LENGTH_MAX: usize = 4 * 1024 * 1024;
+/// The longest record. A longer group is left to the engine.
+const RECORD_MAX: usize = 1024 * 1024;
+/// By so many bytes of zeros the file grows: what is overwritten costs less to sync than what is appended.
+const GROW: usize = 16 * BLOCK;
+/// The first byte of a block that begins a record.
+const BEGINS: u8 = 1;
+/// The first byte of a block that goes on with one.
+const GOES_ON: u8 = 2;
+/// Checksum and length.
+const FRAME: usize = 8;
+/// Instead of the length of a value: the row is deleted.
+const DELETED: u32 = u32::MAX;
+
+pub(crate) struct Journal {
+    path: PathBuf,
+    file: File,
+    /// Where the next record goes.
+    at: usize,
+    /// How long the file is.
+    length: usize,
+    record: Vec<u8>,
+    /// The record in blocks.
+    blocks: Vec<u8>,
+}
+
+/// Some batches that were written together.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// The number of the first batch.
+    pub(crate) first: u64,
+    pub(crate) batches: Vec<Vec<Row>>,
+}
+
+/// A key and its value, if the row was not deleted.
+pub(crate) type Row = (Vec<u8>, Option<Vec<u8>>);
+
+impl Journal {
+    /// An empty one, in place of whatever is there. The caller syncs the directory.
+    pub(crate) fn create(directory: &Path) -> Result<Self, StoreError> {
+        let path = directory.join(NAME);
+        let make = || {
+            // Not through an existing file, which somebody may have linked.
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = File::options().read(true).write(true).create_new(true).open(&path)?;
+            let mut header = vec![0; BLOCK];
+            header[..HEADER.len()].copy_from_slice(HEADER);
+            file.write_all(&header)?;
+            file.sync_all()?;
+            Ok(file)
+        };
+        let file = make().map_err(|error| StoreError::io(&path, "making the journal", error))?;
+        Ok(Self { path, file, at: BLOCK, length: BLOCK, record: Vec::new(), blocks: Vec::new() })
+    }
+
+    /// The journal and all whole records in it, in the order of their batches; `None` if there is none.
+    pub(crate) fn open(directory: &Path) -> Result<Option<(Self, Vec<Record>)>, StoreError> {
+        let path = directory.join(NAME);
+        let opened = File::options().read(true).write(true).open(&path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StoreError::io(&path, "opening the journal", error)),
+        };
+        // Pages that were read ahead come in large pieces, and each small write would look through one.
+        let _ = fadvise(&file, 0, None, Advice::Random);
+        let mut bytes = Vec::new();
+        let read = (&file).take(LENGTH_MAX as u64 + 1).read_to_end(&mut bytes);
+        read.map_err(|error| StoreError::io(&path, "reading the journal", error))?;
+        let _ = fadvise(&file, 0, None, Advice::DontNeed);
+        if bytes.len() > LENGTH_MAX || bytes.len() < BLOCK || !bytes.starts_with(HEADER) {
+            return Err(damaged(&path, "this is not the journal of a store"));
+        }
+        let begins = (BLOCK..bytes.len()).step_by(BLOCK).filter(|at| bytes[*at] == BEGINS);
+        let mut records: Vec<_> = begins.filter_map(|at| parse(&bytes[at..])).collect();
+        records.sort_by_key(|record| record.first);
+        let length = bytes.len() / BLOCK * BLOCK;
+        let journal = Self { path, file, at: BLOCK, length, record: Vec::new(), blocks: Vec::new() };
+        Ok(Some((journal, records)))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns when the batches, of which `last` is the number of the last one, are on the disk; or `false` if they
+    /// are too long, or the journal is full.
+    pub(crate) fn append(&mut self, last: u64, batches: &[Rows<'_>]) -> Result<bool, StoreError> {
+        if !self.encode(last, batches) || self.at + self.blocks.len() > LENGTH_MAX {
+            return Ok(false);
+        }
+        let end = self.at + self.blocks.len();
+        let mut write = || {
+            if self.length < end {
+                let length = (end + GROW).min(LENGTH_MAX);
+                // Block by block, see `open`.
+                for at in (self.length..length).step_by(BLOCK) {
+                    self.file.write_all_at(&[0; BLOCK], at as u64)?;
+                }
+                self.length = length;
+            }
+            self.file.write_all_at(&self.blocks, self.at as u64)?;
+            self.file.sync_data()
+        };
+        write().map_err(|error| StoreError::io(&self.path, "writing the journal", error))?;
+        self.at = end;
+        Ok(true)
+    }
+
+    /// For when the engine has all of it on the disk.
+    pub(crate) fn rewind(&mut self) {
+        self.at = BLOCK;
+    }
+
+    /// Makes a record of the batches, unless it gets too long.
+    fn encode(&mut self, last: u64, batches: &[Rows<'_>]) -> bool {
+        let out = &mut self.record;
+        out.clear();
+        out.extend_from_slice(&[0; FRAME]);
+        let first = last + 1 - batches.len() as u64;
+        out.extend_from_slice(&first.to_be_bytes());
+        out.extend_from_slice(&(batches.len() as u32).to_be_bytes());
+        for rows in batches {
+            let start = out.len();
+            out.extend_from_slice(&(rows.len() as u32).to_be_bytes());
+            for (key, value) in rows {
+                out.extend_from_slice(&(key.len() as u32).to_be_bytes());
+                out.extend_from_slice(
+                    &value.as_ref().map_or(DELETED, |value| value.len() as u32).to_be_bytes(),
+                );
+                out.extend_from_slice(key);
+                out.extend_from_slice(value.as_deref().unwrap_or_default());
+                if out.len() > RECORD_MAX || out.len() - start > 2 * BATCH_BYTES {
+                    return false;
+                }
+            }
+        }
+        let length = (out.len() - FRAME) as u32;
+        out[4..FRAME].copy_from_slice(&length.to_be_bytes());
+        let checksum = crc32fast::hash(&out[4..]);
+        out[..4].copy_from_slice(&checksum.to_be_bytes());
+        self.blocks.clear();
+        for (n, piece) in out.chunks(BLOCK - 1).enumerate() {
+            self.blocks.push(if n == 0 { BEGINS } else { GOES_ON });
+            self.blocks.extend_from_slice(piece);
+        }
+        self.blocks.resize(self.blocks.len().next_multiple_of(BLOCK), 0);
+        true
+    }
+}
+
+/// The record that begins with these blocks, if it is whole.
+fn parse(blocks: &[u8]) -> Option<Record> {
+    let mut frame = blocks.get(1..1 + FRAME)?;
+    let (checksum, length) = (number(&mut frame)?, number(&mut frame)? as usize);
+    if length > RECORD_MAX {
+        return None;
+    }
+    let end = FRAME + length;
+    let mut bytes = Vec::with_capacity(end.next_multiple_of(BLOCK));
+    for (n, block) in blocks.chunks(BLOCK).take(end.div_ceil(BLOCK - 1)).enumerate() {
+        if n > 0 && block[0] != GOES_ON {
+            return None;
+        }
+        bytes.extend_from_slice(&block[1..]);
+    }
+    if crc32fast::hash(bytes.get(4..end)?) != checksum {
+        return None;
+    }
+    let mut input = &bytes[FRAME..end];
+    let first = u64::from_be_bytes(*take(&mut input)?);
+    let mut batches = Vec::new();
+    for _ in 0..number(&mut input)? {
+        let mut rows = Vec::new();
+        for _ in 0..number(&mut input)? {
+            let (key, value) = (number(&mut input)?, number(&mut input)?);
+            let key = bytes_of(&mut input, key)?;
+            let value = if value == DELETED { None } else { Some(bytes_of(&mut input, value)?) };
+            rows.push((key, value));
+        }
+        batches.push(rows);
+    }
+    input.is_empty().then_some(Record { first, batches })
+}
+
+fn take<'a, const N: usize>(input: &mut &'a [u8]) -> Option<&'a [u8; N]> {
+    let (taken, rest) = input.split_first_chunk()?;
+    *input = rest;
+    Some(taken)
+}
+
+fn number(input: &mut &[u8]) -> Option<u32> {
+    take(input).map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+fn bytes_of(input: &mut &[u8], length: u32) -> Option<Vec<u8>> {
+    let (taken, rest) = input.split_at_checked(length as usize)?;
+    *input = rest;
+    Some(taken.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+
+    /// One batch, which writes its number and deletes another row.
+    fn batch(number: u64, length: usize) -> Rows<'static> {
+        let value = vec![number as u8; length];
+        let key = number.to_be_bytes().to_vec();
+        let written = (Cow::<[u8]>::Owned(key), Some(Cow::<[u8]>::Owned(value)));
+        Rows::from([written, (Cow::Borrowed(&b"gone"[..]), None)])
+    }
+
+    fn numbers(records: &[Record]) -> Vec<(u64, usize)> {
+        records.iter().map(|record| (record.first, record.batches.len())).collect()
+    }
+
+    fn reopened(directory: &Path) -> (Journal, Vec<Record>) {
+        Journal::open(directory).unwrap().unwrap()
+    }
+
+    #[test]
+    fn what_was_appended_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Journal::open(dir.path()).unwrap().is_none());
+        let mut journal = Journal::create(dir.path()).unwrap();
+        assert!(journal.append(1, &[batch(1, 10)]).unwrap());
+        assert!(journal.append(3, &[batch(2, 5000), batch(3, 0)]).unwrap());
+        let (_, records) = reopened(dir.path());
+        assert_eq!(numbers(&records), [(1, 1), (2, 2)]);
+        let mut rows = records[1].batches[0].clone();
+        rows.sort();
+        assert_eq!(rows, [(2_u64.to_be_bytes().to_vec(), Some(vec![2; 5000])), (b"gone".to_vec(), None)]);
+    }
+
+    #[test]
+    fn a_record_that_is_not_whole_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(dir.path()).unwrap();
+        for number in 1..=3 {
+            assert!(journal.append(number, &[batch(number, 6000)]).unwrap());
+        }
+        let whole = fs::read(journal.path()).unwrap();
+        // Each record has two blocks. One bit is flipped at a time.
+        for at in (3 * BLOCK..3 * BLOCK + 6000).step_by(97) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 4;
+            fs::write(journal.path(), &bytes).unwrap();
+            assert_eq!(numbers(&reopened(dir.path()).1), [(1, 1), (3, 1)], "byte {at}");
+        }
+        for length in (5 * BLOCK + 1..5 * BLOCK + 6000).step_by(501) {
+            fs::write(journal.path(), &whole[..length]).unwrap();
+            assert_eq!(numbers(&reopened(dir.path()).1), [(1, 1), (2, 1)], "cut to {length}");
+        }
+    }
+
+    #[test]
+    fn it_is_full_at_its_bound_and_goes_on_from_its_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(dir.path()).unwrap();
+        let mut number = 0;
+        while journal.append(number + 1, &[batch(number + 1, 100_000)]).unwrap() {
+            number += 1;
+        }
+        assert!(number > 30);
+        while journal.append(number + 1, &[batch(number + 1, 10)]).unwrap() {
+            number += 1;
+        }
+        assert_eq!(fs::metadata(journal.path()).unwrap().len(), LENGTH_MAX as u64);
+        assert_eq!(reopened(dir.path()).1.len() as u64, number);
+        journal.rewind();
+        // The first makes room for itself where several smaller ones fit.
+        assert!(journal.append(number + 1, &[batch(number + 1, 10)]).unwrap());
+        assert!(journal.append(number + 2, &[batch(number + 2, 10)]).unwrap());
+        let (_, records) = reopened(dir.path());
+        assert_eq!(records.last().map(|record| record.first), Some(number + 2));
+        assert!(records.iter().skip(1).zip(&records).all(|(next, record)| next.first == record.first + 1));
+        assert_eq!(records[0].first, 2, "the first was overwritten");
+    }
+
+    /// A user may write what looks like a record, and it may come to lie where one could begin.
+    #[test]
+    fn what_a_record_contains_is_never_taken_for_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(dir.path()).unwrap();
+        assert!(journal.append(9, &[batch(9, 10)]).unwrap());
+        let forged = journal.blocks.clone();
+        // Around the one that puts it at the beginning of the second block.
+        for shift in BLOCK - 50..BLOCK - 20 {
+            let value = [vec![0; shift], forged.clone()].concat();
+            let rows = Rows::from([(Cow::Borrowed(&b"key"[..]), Some(Cow::Owned(value)))]);
+            journal.rewind();
+            assert!(journal.append(1, &[rows]).unwrap());
+            let mut bytes = fs::read(journal.path()).unwrap();
+            // The outer record is damaged, so that it is not passed over as a whole.
+            bytes[BLOCK + 1] ^= 1;
+            fs::write(journal.path(), &bytes).unwrap();
+            assert!(reopened(dir.path()).1.iter().all(|record| record.first != 9), "shifted by {shift}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_is_left_to_the_engine() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(dir.path()).unwrap();
+        assert!(!journal.append(1, &[batch(1, 2 * BATCH_BYTES)]).unwrap());
+        let many: Vec<_> = (1..=12).map(|number| batch(number, 100_000)).collect();
+        assert!(!journal.append(12, &many).unwrap());
+        assert!(reopened(dir.path()).1.is_empty());
+    }
+
+    #[test]
+    fn something_else_under_its_name_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(NAME);
+        for bytes in [&b""[..], b"PNG", &[0; 2 * BLOCK], &[b'x'; LENGTH_MAX + 1]] {
+            fs::write(&path, bytes).unwrap();
+            let error = Journal::open(dir.path()).err().unwrap().to_string();
+            assert!(error.contains(&*path.to_string_lossy()) && error.contains("not the journal"), "{error}");
+        }
+    }
+}
