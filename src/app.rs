@@ -22,7 +22,7 @@ use crate::{
     clock::now_ms,
     config::{ByteSize, Config, OldSigningKey},
     http::{LocalUser, MatrixError, Shutdown, client_address::ClientAddress, rate_limit::RateLimits},
-    media::{self, Media},
+    media::{self, Media, remote::RemoteMedia},
     summaries::Summaries,
     sync::ClientSync,
     tables::{SERVER, ServerRecord},
@@ -60,6 +60,8 @@ pub struct Parts {
     pub inbound: Inbound,
     /// Uploaded files.
     pub media: Media,
+    /// Files of other servers.
+    pub remote_media: RemoteMedia,
     /// How often who may do what.
     pub rate_limits: Arc<RateLimits>,
     /// Says when to stop.
@@ -98,6 +100,7 @@ hands_out! {
     remote_rooms: RemoteRooms,
     inbound: Inbound,
     media: Media,
+    remote_media: RemoteMedia,
     rate_limits: Arc<RateLimits>,
     shutdown: Shutdown,
 }
@@ -209,6 +212,7 @@ impl App {
             remote_rooms: RemoteRooms::start(federation.clone(), rooms.clone()),
             rooms,
             inbound,
+            remote_media: RemoteMedia::new(media.clone(), federation.client().clone()),
             federation,
             media,
             rate_limits,
@@ -294,6 +298,9 @@ fn media_options(config: &Config, folder: PathBuf) -> media::Options {
         user_quota: limits.media_quota.map(ByteSize::get),
         total_quota: limits.media_total_quota.map(ByteSize::get),
         disk_reserve: config.storage.disk_reserve.get(),
+        // The newest copy always has its place.
+        copies_max: limits.media_cache_size.get().max(limits.upload_size.get()),
+        copies_age: limits.media_cache_age.duration(),
     }
 }
 

@@ -10,13 +10,11 @@ use axum::{
     extract::{RawQuery, Request, State},
     response::Response,
 };
+use hearth_dag::LocalServers;
 use http::{HeaderMap, HeaderValue, StatusCode, header, response::Builder};
-use ruma::{
-    api::client::{
-        authenticated_media as current,
-        media::{self as old, create_content, create_content_async, create_mxc_uri},
-    },
-    http_headers::{ContentDisposition, ContentDispositionType},
+use ruma::api::client::{
+    authenticated_media as current,
+    media::{self as old, create_content, create_content_async, create_mxc_uri},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
@@ -28,11 +26,13 @@ use crate::{
     },
     media::{
         About, FindError, Media, UploadError,
+        disposition::disposition,
         files::ReceiveError,
         ids::MediaKey,
         picture::{Fit, PictureError},
         range::{self, Wanted},
         reading::Reader,
+        remote::{FetchError, RemoteMedia},
         tables::File,
         thumbnails,
     },
@@ -132,6 +132,8 @@ struct DownloadQuery {
 /// `GET /_matrix/client/v1/media/download/{serverName}/{mediaId}[/{fileName}]`
 async fn download(
     State(media): State<Media>,
+    State(remote): State<RemoteMedia>,
+    State(local): State<LocalServers>,
     _sender: LocalUser,
     facts: RequestFacts,
     RawQuery(raw_query): RawQuery,
@@ -139,7 +141,7 @@ async fn download(
 ) -> Result<Response, MatrixError> {
     let query: DownloadQuery = query(raw_query.as_deref())?;
     let key = key(&facts)?;
-    let file = media.find(&key, patience(query.timeout_ms)).await?;
+    let file = find((&media, &remote, &local), &key, query.timeout_ms).await?;
     let tag = entity_tag(&file, "");
     if is_known(&headers, &tag) {
         return Ok(known(&tag));
@@ -163,6 +165,8 @@ struct ThumbnailQuery {
 /// `animated` is a wish; what is made here stands still.
 async fn thumbnail(
     State(media): State<Media>,
+    State(remote): State<RemoteMedia>,
+    State(local): State<LocalServers>,
     _sender: LocalUser,
     facts: RequestFacts,
     RawQuery(raw_query): RawQuery,
@@ -178,7 +182,7 @@ async fn thumbnail(
         Some(_) => return Err(MatrixError::invalid_param("the method is either crop or scale")),
     };
     let key = key(&facts)?;
-    let file = media.find(&key, patience(query.timeout_ms)).await?;
+    let file = find((&media, &remote, &local), &key, query.timeout_ms).await?;
     let frame = thumbnails::frame_for(query.width, query.height, fit);
     let tag = entity_tag(&file, &format!("-{}x{}-{:?}", frame.width, frame.height, frame.fit));
     if is_known(&headers, &tag) {
@@ -187,6 +191,18 @@ async fn thumbnail(
     let small = media.thumbnail(&file, frame).await?;
     let name = format!("thumbnail.{}", small.format.extension());
     answer(small.reader, small.format.content_type(), Some(name), &tag, &headers)
+}
+
+/// The file behind an address, of this server or another.
+async fn find(
+    (media, remote, local): (&Media, &RemoteMedia, &LocalServers),
+    key: &MediaKey,
+    timeout_ms: Option<u64>,
+) -> Result<File, MatrixError> {
+    match local.is_local(key.server()) {
+        true => Ok(media.find(key, patience(timeout_ms)).await?),
+        false => Ok(remote.find(key, patience(timeout_ms)).await?),
+    }
 }
 
 /// The open paths of before: all media of this server are newer than their freeze.
@@ -214,44 +230,6 @@ fn about(request: &Request) -> Result<About, MatrixError> {
     let content_type = request.headers().get(header::CONTENT_TYPE);
     let content_type = content_type.and_then(|kind| kind.to_str().ok()).map(str::to_owned);
     Ok(About { content_type, name: query.filename })
-}
-
-/// Kinds of files that a browser may show: the specification's list. All others are only downloaded.
-const INLINE: &[&str] = &[
-    "application/json",
-    "application/ld+json",
-    "audio/aac",
-    "audio/flac",
-    "audio/mp4",
-    "audio/mpeg",
-    "audio/ogg",
-    "audio/wav",
-    "audio/wave",
-    "audio/webm",
-    "audio/x-flac",
-    "audio/x-pn-wav",
-    "audio/x-wav",
-    "image/apng",
-    "image/avif",
-    "image/gif",
-    "image/jpeg",
-    "image/png",
-    "image/webp",
-    "text/css",
-    "text/csv",
-    "text/plain",
-    "video/mp4",
-    "video/ogg",
-    "video/quicktime",
-    "video/webm",
-];
-
-fn disposition(kind: &str, name: Option<String>) -> ContentDisposition {
-    let essence = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let inline = INLINE.contains(&essence.as_str());
-    let disposition =
-        if inline { ContentDispositionType::Inline } else { ContentDispositionType::Attachment };
-    ContentDisposition::new(disposition).with_filename(name.filter(|name| !name.is_empty()))
 }
 
 /// The same file always has the same tag; two renderings of it have different ones.
@@ -373,6 +351,23 @@ impl From<FindError> for MatrixError {
     }
 }
 
+impl From<FetchError> for MatrixError {
+    fn from(error: FetchError) -> Self {
+        let message = error.to_string();
+        match error {
+            FetchError::NotFound => Self::not_found(message),
+            FetchError::Forbidden | FetchError::Denied => Self::forbidden(message),
+            FetchError::NotYetUploaded | FetchError::Timeout => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "M_NOT_YET_UPLOADED", message)
+            }
+            FetchError::TooLarge => Self::new(StatusCode::BAD_GATEWAY, "M_TOO_LARGE", message),
+            FetchError::Unreachable(_) => Self::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", message),
+            FetchError::Busy => Self::limit_exceeded(Duration::from_secs(5)),
+            FetchError::Kept(_) => Self::internal(error),
+        }
+    }
+}
+
 impl From<PictureError> for MatrixError {
     fn from(error: PictureError) -> Self {
         match error {
@@ -386,21 +381,6 @@ impl From<PictureError> for MatrixError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_harmless_kinds_are_shown_inline() {
-        for (kind, name, expected) in [
-            ("image/png", Some("a.png"), "inline; filename=a.png"),
-            ("Text/Plain; charset=utf-8", None, "inline"),
-            ("text/html", Some("a.html"), "attachment; filename=a.html"),
-            ("image/svg+xml", None, "attachment"),
-            ("application/pdf", Some("ä.pdf"), "attachment; filename*=utf-8''%C3%A4.pdf"),
-            ("nonsense", Some(""), "attachment"),
-        ] {
-            let name = name.map(str::to_owned);
-            assert_eq!(disposition(kind, name).to_string(), expected);
-        }
-    }
 
     #[test]
     fn a_copy_that_the_client_has_is_recognised() {

@@ -241,6 +241,10 @@ pub struct Limits {
     /// All files of the server together; not set: no bound.
     #[serde(with = "empty_is_none")]
     pub media_total_quota: Option<ByteSize>,
+    /// All copies of other servers' files together; those asked for longest ago make room.
+    pub media_cache_size: ByteSize,
+    /// A copy that nobody asks for so long goes.
+    pub media_cache_age: Period,
     /// Connections at once.
     pub connections: usize,
 }
@@ -393,6 +397,8 @@ impl Default for Limits {
             upload_size: ByteSize::mib(50),
             media_quota: None,
             media_total_quota: None,
+            media_cache_size: ByteSize::mib(1024),
+            media_cache_age: Period::from_secs(30 * 24 * 3600),
             connections: 4096,
         }
     }

@@ -8,6 +8,7 @@ mod gate;
 mod invites;
 mod keys;
 mod listing;
+mod media;
 mod membership;
 mod people;
 mod queries;
@@ -42,6 +43,7 @@ pub fn routes(routes: &mut Routes) {
     people::routes(routes);
     third_party::routes(routes);
     transactions::routes(routes);
+    media::routes(routes);
     let version = Route::at(Method::GET, "/_matrix/federation/v1/version", Auth::None);
     routes.add(version.specimen(Specimen::path("")).to(version_of_this_server));
 }

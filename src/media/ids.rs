@@ -69,6 +69,11 @@ impl KeyPart for MediaKey {
     }
 }
 
+/// What stands between the parts of an answer; nobody can put it into a file.
+pub fn boundary() -> String {
+    random::<16>().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Bytes that nobody can foresee.
 #[allow(clippy::disallowed_methods, reason = "the home of chance for media")]
 pub(super) fn random<const N: usize>() -> [u8; N] {

@@ -1,14 +1,17 @@
-//! The content repository: files that local users upload, and their thumbnails.
+//! The content repository: files that local users upload, copies of other servers' files, and thumbnails of both.
 //! * A file exists once its row is in the store; its bytes are on the disk before that.
 //! * An address is filled once, by whom it was made for, and then never changes.
 //! * Sizes are bounded for a file, for a user and in total; what a user may reserve is bounded in number.
 
 mod buffers;
+pub mod cache;
+pub mod disposition;
 pub mod files;
 pub mod ids;
 pub mod picture;
 pub mod range;
 pub mod reading;
+pub mod remote;
 mod sweep;
 pub mod tables;
 pub mod thumbnails;
@@ -59,6 +62,10 @@ pub struct Options {
     pub total_quota: Option<u64>,
     /// Uploads are refused while less than this is free on the disk, in bytes.
     pub disk_reserve: u64,
+    /// The most bytes of all copies of other servers' files.
+    pub copies_max: u64,
+    /// How long a copy stays that nobody asks for.
+    pub copies_age: Duration,
 }
 
 /// What an uploader says of a file.

@@ -54,6 +54,10 @@ impl Media {
                     Err(SweepError::Stopped | SweepError::Store(StoreError::Closed)) => return,
                     Err(error) => tracing::warn!(%error, "media files that nothing names were not removed"),
                 }
+                let Some(inner) = media.upgrade() else { return };
+                if let Err(error) = Media(inner).evict().await {
+                    tracing::warn!(%error, "old copies of media were not removed");
+                }
                 tokio::time::sleep(EVERY).await;
             }
         });

@@ -21,7 +21,15 @@ async fn bench(user_quota: Option<u64>, total_quota: Option<u64>) -> Bench {
         Arc::new(move || now_ms.load(Ordering::Relaxed))
     };
     let folder = dir.path().join("media");
-    let options = Options { folder, file_max: 100_000, user_quota, total_quota, disk_reserve: 0 };
+    let options = Options {
+        folder,
+        file_max: 100_000,
+        user_quota,
+        total_quota,
+        disk_reserve: 0,
+        copies_max: 250,
+        copies_age: Duration::from_secs(3 * 24 * 3600),
+    };
     let media = Media::open(Store::memory().await, options, clock).unwrap();
     Bench { media, now_ms, dir }
 }
@@ -179,4 +187,31 @@ async fn old_files_that_no_row_names_are_swept_up() {
 
     drop(bench.media);
     assert!(matches!(sweep::sweep(&weak).await, Err(sweep::SweepError::Stopped)));
+}
+
+#[tokio::test]
+async fn copies_make_room_for_newer_ones_and_go_when_nobody_asks() {
+    let bench = bench(None, Some(10)).await;
+    let key = |id: &str| MediaKey::parse("far.test", id).unwrap();
+    let keep = async |id: &str| {
+        bench.now_ms.fetch_add(1_000, Ordering::Relaxed);
+        let about = About { content_type: Some("text/plain".into()), name: None };
+        bench.media.keep_copy(&key(id), about, Bytes::from(vec![b'x'; 100])).await.unwrap()
+    };
+    let there = async |id: &str| bench.media.copy_of(&key(id)).await.unwrap().is_some();
+    let day = 24 * 3_600_000;
+    let (first, second) = (keep("a").await, keep("b").await);
+    assert_eq!(keep("a").await, first, "it is here already");
+    assert_eq!(files_on_disk(&bench), 2);
+    // Asked for a day later, the first is the newer one.
+    bench.now_ms.fetch_add(day, Ordering::Relaxed);
+    assert!(there("a").await);
+    keep("c").await;
+    assert_eq!([there("a").await, there("b").await, there("c").await], [true, false, true]);
+    assert!(bench.media.read(&second).await.is_err(), "its file is gone too");
+    let sum = bench.media.0.store.get(&USAGE, &cache::COPIES.to_owned()).await.unwrap();
+    assert_eq!(sum, Some(Usage { files: 2, bytes: 200 }));
+    bench.now_ms.fetch_add(3 * day + 1, Ordering::Relaxed);
+    bench.media.evict().await.unwrap();
+    assert_eq!((there("a").await, there("c").await, files_on_disk(&bench)), (false, false, 0));
 }

@@ -90,6 +90,24 @@ fn make(files: &Files, id: FileId, frame: Frame) -> Result<(SmallFormat, PathBuf
     Ok((small.format, place))
 }
 
+/// Removes all thumbnails of a file that is gone.
+pub async fn remove(files: &std::sync::Arc<Files>, id: FileId) {
+    let files = files.clone();
+    let removed = spawn_blocking(move || {
+        for (frame, format) in FRAMES.iter().flat_map(|frame| SmallFormat::ALL.map(|format| (*frame, format)))
+        {
+            match std::fs::remove_file(place(&files, id, frame, format)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, "a thumbnail could not be removed");
+                }
+                _ => {}
+            }
+        }
+    });
+    // It ends by itself, and nobody needs to know.
+    let _ = removed.await;
+}
+
 async fn kept(files: &Files, id: FileId, frame: Frame) -> io::Result<Option<Thumbnail>> {
     for format in SmallFormat::ALL {
         match files.read_at(place(files, id, frame, format)).await {

@@ -121,7 +121,7 @@ async fn media_are_for_users_and_the_open_paths_know_none() {
         open(thumbnail).await.refused(404, "M_NOT_FOUND");
     }
     alice.get(&download_path("hearth.test/unknown")).await.refused(404, "M_NOT_FOUND");
-    alice.get(&download_path("elsewhere.test/unknown")).await.refused(404, "M_NOT_FOUND");
+    alice.get(&download_path("elsewhere.test/unknown")).await.refused(502, "M_UNKNOWN");
     alice.get(&download_path("hearth.test/..%2F..%2Fstore")).await.refused(400, "M_INVALID_PARAM");
     alice.get(&download_path("no%20server/a")).await.refused(400, "M_INVALID_PARAM");
 }
