@@ -97,6 +97,11 @@ impl Parts {
         template: &Template,
     ) -> Result<bool, Failed> {
         let checked = CheckedTemplate::check(template, &join.room, &join.user, "join")?;
+        // Whoever lets others in is a user of the server that signs for it. Above all it is none of ours: with our own
+        // signature such a join would be good without anybody having let the user in.
+        if checked.authoriser.as_ref().is_some_and(|user| user.server_name() != server) {
+            return Err(Unusable::Template("authorised by a user of another server").into());
+        }
         let content = join.profile.member_content("join", join.reason.as_deref());
         let pdu = checked.build(self, &join.room, &join.user, content)?;
         let _place = self.joins.acquire().await;
