@@ -3,5 +3,6 @@
 mod history;
 mod hostile;
 mod rooms;
+mod third_party;
 mod transactions;
 mod world;

@@ -149,6 +149,7 @@ impl Inbound {
             let all: Vec<OwnedEventId> = ids.auth_chain_ids.iter().chain(&ids.pdu_ids).cloned().collect();
             let missing = self.not_held(room, &all).await?;
             if missing.len() > SINGLE_EVENTS_MAX {
+                let _place = self.0.workers.states.acquire().await;
                 let answer = self.0.federation.client().state(server, &room.room_id, event).await;
                 let Some(state) = given(answer, room, server)? else { continue };
                 came |= self.hold_all(room, server, [state.auth_chain, state.pdus].concat()).await?;

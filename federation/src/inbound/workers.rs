@@ -21,7 +21,11 @@ use tokio::sync::{Notify, Semaphore};
 use super::{Inbound, Inner};
 
 /// Rooms that are fetched for at a time.
-const FETCHING_AT_ONCE: usize = 4;
+const FETCHING_AT_ONCE: usize = 16;
+/// How long a round may take. What came until then stays.
+const ROUND_TIME: Duration = Duration::from_secs(180);
+/// Whole states that are fetched at a time, as they may be very large.
+const STATES_AT_ONCE: usize = 2;
 /// Rooms that have a worker.
 const WORKERS_MAX: usize = 10_000;
 /// Rounds in which something came, without the queue ever being empty.
@@ -39,6 +43,7 @@ const DEEP_AFTER: u32 = 1;
 pub(super) struct Workers {
     rooms: Mutex<HashMap<OwnedRoomId, Arc<Bell>>>,
     places: Semaphore,
+    pub(super) states: Semaphore,
 }
 
 /// Tells a worker that there is something new for its room.
@@ -50,7 +55,11 @@ struct Bell {
 
 impl Workers {
     pub(super) fn new() -> Self {
-        Self { rooms: Mutex::default(), places: Semaphore::new(FETCHING_AT_ONCE) }
+        Self {
+            rooms: Mutex::default(),
+            places: Semaphore::new(FETCHING_AT_ONCE),
+            states: Semaphore::new(STATES_AT_ONCE),
+        }
     }
 }
 
@@ -148,7 +157,8 @@ impl Worker {
             let round = {
                 let _place = inbound.0.workers.places.acquire().await;
                 self.bell.rung.store(false, Ordering::SeqCst);
-                inbound.round(&self.room, rounds + tries > DEEP_AFTER).await
+                let round = inbound.round(&self.room, rounds + tries > DEEP_AFTER);
+                tokio::time::timeout(ROUND_TIME, round).await.unwrap_or(Ok(Round::Stuck))
             };
             match round {
                 Ok(Round::Empty) => {
