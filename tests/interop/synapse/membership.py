@@ -203,11 +203,13 @@ async def restricted_join(host, guest):
     club = await shared_room(anna, ben, dora, name=unique("club"))
     allow = [{"type": "m.room_membership", "room_id": club}]
     rules = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "restricted", "allow": allow}}
-    room = await anna.create_room(preset="private_chat", initial_state=[rules])
+    # Only anna may invite, so only her server can let others in.
+    powers = {"invite": 50}
+    room = await anna.create_room(preset="private_chat", initial_state=[rules], power_level_content_override=powers)
     await refused(emil.join(room, via=host), "M_FORBIDDEN")
     await ben.join(room, via=host)
     await anna.sees_member(room, ben, "join", join_authorised_via_users_server=anna.id)
-    # Ben's server is in the room now, but none of its users may invite: the host has to authorise again.
+    # Ben's server is in the room now, and has to ask the host all the same.
     await dora.join(room, via=host)
     for one in (anna, ben):
         await one.sees_member(room, dora, "join", join_authorised_via_users_server=anna.id)

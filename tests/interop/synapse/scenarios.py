@@ -8,6 +8,7 @@ Environment:
 import asyncio
 import os
 import re
+import signal
 import sys
 
 import directory  # noqa: F401
@@ -26,7 +27,10 @@ import upgrades  # noqa: F401
 import versions  # noqa: F401
 
 # What does not pass yet and why: a scenario, or one direction of it, as its title has it.
-NOT_YET = {}
+NOT_YET = {
+    "upgrade and follow: hearth → synapse": "rooms cannot be upgraded here yet",
+    "a space of the other server: synapse → hearth": "clients cannot walk through spaces here yet",
+}
 
 
 def reason(part):
@@ -42,6 +46,8 @@ def errors_of(server):
 
 
 async def main():
+    # Servers are stopped whatever ends this.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     folder, first_port, words = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     kinds = os.environ.get("INTEROP_PEERS", "hearth,synapse").split(",")
     pair = await servers.start(kinds, folder, first_port)
