@@ -209,13 +209,28 @@ impl<D: Disk> Committer<D> {
     }
 
     /// Adds the rows of a commit to those of the last batch, if its preconditions hold.
-    fn add<'a>(&self, commit: &'a Commit, batches: &mut [Rows<'a>]) -> Result<(), CommitError> {
+    fn add<'a>(&self, commit: &'a Commit, batches: &mut Vec<Rows<'a>>) -> Result<(), CommitError> {
         for expect in &commit.expects {
             let expected = expect.value.map(|value| commit.slice(value));
             if !self.with_value(commit.slice(expect.key), batches, |found| found == expected)? {
                 return Err(CommitError::Conflict);
             }
         }
+        // Only these read while they write: a read that fails then takes back what was added of the commit.
+        if !commit.ops.iter().any(|op| op.pieces.is_some()) {
+            return self.add_rows(commit, batches);
+        }
+        batches.push(Rows::new());
+        let added = self.add_rows(commit, batches);
+        let rows = batches.pop();
+        added?;
+        if let (Some(batch), Some(rows)) = (batches.last_mut(), rows) {
+            batch.extend(rows);
+        }
+        Ok(())
+    }
+
+    fn add_rows<'a>(&self, commit: &'a Commit, batches: &mut [Rows<'a>]) -> Result<(), CommitError> {
         for op in &commit.ops {
             let key = commit.slice(op.key);
             let beyond = match op.pieces {

@@ -234,14 +234,20 @@ mod tests {
     /// Held while the disk is stuck in a flush.
     type Gate = Arc<Mutex<()>>;
 
+    #[derive(Default)]
     struct Stuck {
         disk: Memory,
         gate: Gate,
+        /// What cannot be read.
+        unreadable: Mutex<Option<Vec<u8>>>,
     }
 
     impl Disk for Stuck {
         fn get(&self, key: &[u8]) -> Result<Option<Data>, StoreError> {
-            self.disk.get(key)
+            match self.unreadable.lock().as_deref() == Some(key) {
+                true => Err(StoreError::Closed),
+                false => self.disk.get(key),
+            }
         }
         fn range(&self, scan: Scan<'_>) -> Result<Vec<(Data, Data)>, StoreError> {
             self.disk.range(scan)
@@ -260,7 +266,7 @@ mod tests {
 
     fn engine() -> (Local<Stuck>, Gate) {
         let gate = Gate::default();
-        let disk = Stuck { disk: Memory::default(), gate: gate.clone() };
+        let disk = Stuck { gate: gate.clone(), ..Stuck::default() };
         (Local::with_thread(disk).unwrap(), gate)
     }
 
@@ -318,5 +324,29 @@ mod tests {
             waiting.await.unwrap();
         }
         engine.submit(row(fit, LENGTH)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_commit_whose_reads_fail_leaves_nothing() {
+        const CHUNKED: Table<u64, Blob> = Table::chunked("chunked", Space(0x21));
+        let disk = Stuck { unreadable: Mutex::new(Some(CHUNKED.key_bytes(&2))), ..Stuck::default() };
+        let engine = Local::with_thread(disk).unwrap();
+        let mut both = row(1, 1);
+        for key in [1, 2] {
+            both.put(&CHUNKED, &key, &Blob(vec![0; 3].into()));
+        }
+        // In one group, so that the second is decided on what the first left.
+        let stuck = engine.disk.disk.gate.lock();
+        let first = engine.submit(row(0, 1));
+        wait_until_taken(&engine);
+        let (refused, next) = (engine.submit(both), engine.submit(row(2, 1)));
+        drop(stuck);
+        first.await.unwrap();
+        assert!(matches!(refused.await, Err(CommitError::Store(StoreError::Closed))));
+        next.await.unwrap();
+        for (key, is_there) in [(0, true), (1, false), (2, true)] {
+            assert_eq!(engine.disk.get(&ROWS.key_bytes(&key)).unwrap().is_some(), is_there, "{key}");
+        }
+        assert!(engine.disk.get(&CHUNKED.key_bytes(&1)).unwrap().is_none());
     }
 }
