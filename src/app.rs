@@ -11,7 +11,7 @@ use std::{
 use hearth_dag::{Keypair, LocalServers, Signer};
 use hearth_federation::{
     Access, Federation, FederationOptions, Https, HttpsError, HttpsOptions, Inbound, KeyError, Network,
-    OldKeyError, OwnKeys, Patience, RemoteRooms, dns::SystemDns, load_or_create_key,
+    OldKeyError, OwnKeys, Patience, RemoteRooms, Sender, SenderOptions, dns::SystemDns, load_or_create_key,
 };
 use hearth_rooms::{Rooms, RoomsOptions, SystemClock, read::Reader};
 use hearth_store::{Commit, CommitError, Store, StoreError, StoreOptions};
@@ -58,6 +58,8 @@ pub struct Parts {
     pub remote_rooms: RemoteRooms,
     /// What other servers send.
     pub inbound: Inbound,
+    /// Sends what happens here to other servers.
+    pub sender: Sender,
     /// Uploaded files.
     pub media: Media,
     /// Files of other servers.
@@ -99,6 +101,7 @@ hands_out! {
     federation: Federation,
     remote_rooms: RemoteRooms,
     inbound: Inbound,
+    sender: Sender,
     media: Media,
     remote_media: RemoteMedia,
     rate_limits: Arc<RateLimits>,
@@ -199,6 +202,14 @@ impl App {
         let inbound = Inbound::new(federation.clone(), rooms.clone(), users.clone());
         // Two starts are never within a millisecond.
         let boot = (now_ms() & u64::from(u32::MAX)) as u32;
+        let sender = Sender::new(SenderOptions {
+            store: store.clone(),
+            rooms: rooms.clone(),
+            users: users.clone(),
+            federation: federation.clone(),
+            clock: Arc::new(now_ms),
+            boot: now_ms(),
+        });
         let sync = ClientSync::start(store.clone(), reader.clone(), users.clone(), Arc::new(now_ms), boot);
         Ok(Self(Arc::new(Parts {
             config,
@@ -214,6 +225,7 @@ impl App {
             inbound,
             remote_media: RemoteMedia::new(media.clone(), federation.client().clone()),
             federation,
+            sender,
             media,
             rate_limits,
             shutdown,
@@ -222,6 +234,7 @@ impl App {
 
     /// Brings everything to the disk. The store's files are free when the last clone of the app is gone.
     pub async fn close(&self) {
+        self.sender.close().await;
         if let Err(error) = self.users.close().await {
             tracing::warn!(%error, "when devices were last seen could not be written");
         }

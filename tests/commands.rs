@@ -87,6 +87,21 @@ fn accounts_are_made_with_and_without_a_running_server() {
 }
 
 #[test]
+fn servers_out_of_reach_are_listed_and_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let nobody = "no server is known to be out of reach\n";
+    assert_eq!(printed(&run(&data, &["destinations"])), nobody);
+    let server = Server::start(&data);
+    assert_eq!(printed(&run(&data, &["destinations", "list"])), nobody);
+    assert_eq!(printed(&run(&data, &["destinations", "reset"])), "");
+    let refused = failed(&run(&data, &["destinations", "reset", "a.test"]));
+    assert!(refused.contains("a.test is not known to be out of reach"), "{refused}");
+    assert!(failed(&run(&data, &["destinations", "reset", "no name"])).contains("no server name"));
+    server.stop();
+}
+
+#[test]
 fn data_of_another_server_name_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");

@@ -21,6 +21,7 @@ mod keys;
 mod lookups;
 pub mod membership;
 pub mod network;
+pub mod sender;
 pub mod server_name;
 pub mod tables;
 pub mod verify;
@@ -44,4 +45,5 @@ pub use keys::{KeyError, OldKeyError, OldVerifyKey, load_or_create_key, publishe
 pub use lookups::{LOOKUPS_AT_ONCE, PROFILE_TIME};
 pub use membership::{RemoteRoomError, RemoteRooms};
 pub use network::{Limits, Network, NetworkError};
+pub use sender::{Sender, SenderOptions};
 pub use verify::BadPdu;

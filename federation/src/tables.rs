@@ -1,6 +1,7 @@
 //! What this crate keeps, on one page. Spaces 0xc0 to 0xcf. Server names are strings in the case that they came in.
 
-use hearth_store::{Blob, Record, Space, Table};
+use hearth_rooms::RoomSn;
+use hearth_store::{Blob, Record, Space, StreamPosition, Table};
 use serde::{Deserialize, Serialize};
 
 /// server → its signing keys, also those of the past.
@@ -9,6 +10,22 @@ pub const SERVER_KEYS: Table<String, ServerKeysRow> = Table::mutable("server_key
 pub const KEY_RESPONSES: Table<String, Blob> = Table::chunked("key_responses", Space(0xc1));
 /// server → since when it cannot be reached. No row: as far as is known, it can.
 pub const DESTINATIONS: Table<String, FailingRow> = Table::new("destinations", Space(0xc2));
+/// Up to here all events of rooms were sent, or stand in [`BEHIND`]. One row.
+pub const SENT_UP_TO: Table<(), StreamPosition> = Table::new("sent_up_to", Space(0xc8));
+/// server, room → what the server was not sent of the room, because it could not be reached or is slow.
+pub const BEHIND: Table<(String, RoomSn), BehindRow> = Table::new("servers_behind", Space(0xc9));
+/// server, when → a message to the server that must arrive, whole as JSON.
+pub const MUST_ARRIVE: Table<(String, StreamPosition), Blob> = Table::chunked("must_arrive", Space(0xca));
+
+/// What a server was not sent of a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BehindRow {
+    /// The oldest event.
+    pub oldest: StreamPosition,
+    /// The event that put the server out of the room, or told it although it was not in there.
+    pub removed_at: Option<StreamPosition>,
+}
+impl Record for BehindRow {}
 
 /// What is known of a server's keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

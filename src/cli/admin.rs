@@ -13,7 +13,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
 };
 
-use super::{Failure, inspect};
+use super::{Failure, destinations, inspect};
 use crate::{app::App, config::Config, http::Shutdown};
 
 /// What a command asks.
@@ -38,6 +38,13 @@ pub enum AdminRequest {
     },
     /// All accounts.
     ListUsers,
+    /// The servers that cannot be reached.
+    ListDestinations,
+    /// They are tried again at once.
+    ResetDestinations {
+        /// Which one; none: all.
+        server: Option<String>,
+    },
     /// The tables, or rows of one.
     Inspect(inspect::Question),
 }
@@ -57,6 +64,8 @@ pub async fn perform(app: &App, request: AdminRequest) -> Result<Vec<String>, Fa
         AdminRequest::CreateUser { name, password, admin } => create_user(app, &name, &password, admin).await,
         AdminRequest::ResetPassword { name, password } => reset_password(app, &name, &password).await,
         AdminRequest::ListUsers => list_users(app).await,
+        AdminRequest::ListDestinations => destinations::list(app).await,
+        AdminRequest::ResetDestinations { server } => destinations::reset(app, server.as_deref()).await,
         AdminRequest::Inspect(question) => inspect::answer(&app.store, &question).await,
     }
 }

@@ -127,6 +127,9 @@ fn tables() -> Vec<Readable> {
         Readable::of(federation::SERVER_KEYS),
         Readable::of(federation::KEY_RESPONSES),
         Readable::of(federation::DESTINATIONS),
+        Readable::of(federation::SENT_UP_TO),
+        Readable::of(federation::BEHIND),
+        Readable::secret(federation::MUST_ARRIVE),
     ]
 }
 

@@ -1,6 +1,7 @@
 //! The command line: `hearth` alone serves; the other commands look after a server's data.
 
 pub mod admin;
+mod destinations;
 mod doctor;
 pub mod inspect;
 mod password;
@@ -31,6 +32,11 @@ enum Command {
     /// Look after accounts.
     #[command(subcommand)]
     User(UserCommand),
+    /// Show which servers cannot be reached and since when, or have them tried again at once.
+    Destinations {
+        #[command(subcommand)]
+        command: Option<DestinationsCommand>,
+    },
     /// Say in words how other servers reach this one, or how this one reaches another, and what is wrong on the way.
     Doctor {
         /// Which server; without it, this one.
@@ -46,6 +52,17 @@ enum Command {
         /// Rows at most.
         #[arg(long, default_value_t = 100)]
         limit: usize,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum DestinationsCommand {
+    /// List the servers that cannot be reached (what `hearth destinations` alone does).
+    List,
+    /// Try a server again at once, whenever it failed.
+    Reset {
+        /// Which server; without it, all.
+        server: Option<String>,
     },
 }
 
@@ -97,6 +114,13 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command.unwrap_or(Command::Serve) {
         Command::Serve => serve::serve(config),
         Command::User(command) => user(config, command),
+        Command::Destinations { command: asked } => {
+            let request = match asked.unwrap_or(DestinationsCommand::List) {
+                DestinationsCommand::List => AdminRequest::ListDestinations,
+                DestinationsCommand::Reset { server } => AdminRequest::ResetDestinations { server },
+            };
+            command(config, request)
+        }
         Command::Doctor { server } => doctor::run(&config, server.as_deref()),
         Command::Inspect { table, prefix, limit } => {
             let question = inspect::Question { table, prefix, limit };

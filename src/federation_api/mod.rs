@@ -25,6 +25,7 @@ use crate::{
 
 /// Goes on in the background with what a stop of the server interrupted.
 pub fn resume(app: App) {
+    app.sender.start();
     tokio::spawn(async move {
         if let Err(error) = app.inbound.resume().await {
             tracing::error!(%error, "the events that wait for others could not be read");

@@ -39,15 +39,6 @@ async fn says(bob: &TestUser, room: &str, count: usize) -> Vec<String> {
     said
 }
 
-async fn has_all(server: &TestServer, room: &str, events: &[String]) -> bool {
-    for event in events {
-        if !has(server, room, event).await {
-            return false;
-        }
-    }
-    true
-}
-
 #[tokio::test]
 async fn events_are_taken_in_whatever_order_a_transaction_has_them() {
     let (here, there, alice, bob, room) = story().await;

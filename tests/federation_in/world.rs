@@ -24,7 +24,15 @@ pub async fn server_in(network: &TestNetwork, name: &str) -> TestServer {
     server_on(network, name, Store::memory().await).await
 }
 
+/// A server that answers, and sends nothing by itself: the stories hand over what is to arrive.
 pub async fn server_on(network: &TestNetwork, name: &str, store: Store) -> TestServer {
+    let server = talking_on(network, name, store).await;
+    server.app.sender.close().await;
+    server
+}
+
+/// A server that sends what happens on it.
+pub async fn talking_on(network: &TestNetwork, name: &str, store: Store) -> TestServer {
     let mut config = Config { server_name: name.try_into().unwrap(), ..Config::default() };
     config.rate_limits.enabled = false;
     TestServer::on(config, store, network.clone()).await
@@ -118,6 +126,15 @@ pub async fn has(server: &TestServer, room: &str, event: &str) -> bool {
     let event: &EventId = event.try_into().unwrap();
     let held = server.app.rooms.events().by_id(&room, event).await.unwrap();
     held.is_some_and(|held| held.status() == hearth_rooms::Status::Accepted && held.order().is_some())
+}
+
+pub async fn has_all(server: &TestServer, room: &str, events: &[String]) -> bool {
+    for event in events {
+        if !has(server, room, event).await {
+            return false;
+        }
+    }
+    true
 }
 
 /// Waits until something holds; a story whose thing never does fails.

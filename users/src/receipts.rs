@@ -154,8 +154,21 @@ impl Users {
     ) -> Result<Vec<Receipt>, StoreError> {
         match since {
             Some(since) if !self.receipts_changed_since(room, since) => Ok(Vec::new()),
-            Some(since) => self.changed_receipts(room, viewer, since, upto).await,
+            Some(since) => self.changed_receipts(room, Some(viewer), since, upto).await,
             None => self.all_receipts(room, viewer).await,
+        }
+    }
+
+    /// The receipts of a room that changed after `since` up to `upto` and that everybody may see.
+    pub async fn public_receipts_since(
+        &self,
+        room: &RoomId,
+        since: StreamPosition,
+        upto: StreamPosition,
+    ) -> Result<Vec<Receipt>, StoreError> {
+        match self.receipts_changed_since(room, since) {
+            true => self.changed_receipts(room, None, since, upto).await,
+            false => Ok(Vec::new()),
         }
     }
 
@@ -169,7 +182,7 @@ impl Users {
     async fn changed_receipts(
         &self,
         room: &RoomId,
-        viewer: &UserId,
+        viewer: Option<&UserId>,
         since: StreamPosition,
         upto: StreamPosition,
     ) -> Result<Vec<Receipt>, StoreError> {
@@ -205,7 +218,7 @@ impl Users {
             let Some((last, _)) = rows.last() else { break };
             range = range.after(last);
             let full = rows.len() == PAGE;
-            let visible = rows.into_iter().filter(|(key, _)| is_for(key, viewer));
+            let visible = rows.into_iter().filter(|(key, _)| is_for(key, Some(viewer)));
             all.extend(visible.filter_map(|(key, row)| receipt(key, row)));
             if !full {
                 break;
@@ -234,8 +247,8 @@ fn key(room: &RoomId, user: &UserId, receipt: &NewReceipt) -> Key {
     (room.as_str().to_owned(), user.as_str().to_owned(), receipt.kind.code(), thread)
 }
 
-fn is_for((_, user, kind, _): &Key, viewer: &UserId) -> bool {
-    *kind == ReceiptKind::Read.code() || user == viewer.as_str()
+fn is_for((_, user, kind, _): &Key, viewer: Option<&UserId>) -> bool {
+    *kind == ReceiptKind::Read.code() || viewer.is_some_and(|viewer| user == viewer.as_str())
 }
 
 /// Whether a receipt is ahead of the one that is there.

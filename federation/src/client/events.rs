@@ -70,7 +70,7 @@ struct Lists<'a> {
 type List = for<'a> fn(Lists<'a>) -> Option<Vec<&'a RawValue>>;
 
 impl Client {
-    /// `PUT send`: a transaction, whole as JSON.
+    /// `PUT send`: a transaction, whole as JSON. A server that does not take it counts as one that fails.
     pub async fn send_transaction(
         &self,
         server: &ServerName,
@@ -78,7 +78,7 @@ impl Client {
         transaction: &str,
     ) -> Result<SendAnswer, RequestError> {
         let path = path("/_matrix/federation/v1/send", &[txn_id]);
-        self.read(server, Call::put(path, transaction).limits(HEAVY)).await
+        self.read(server, Call::put(path, transaction).limits(HEAVY).must_succeed()).await
     }
 
     /// `GET event`: one event.

@@ -149,23 +149,30 @@ struct Call<'a> {
     target: String,
     body: Option<&'a str>,
     limits: Limits,
+    /// A server that says no counts as one that fails.
+    must_succeed: bool,
 }
 
 impl<'a> Call<'a> {
     fn get(target: String) -> Self {
-        Self { method: Method::GET, target, body: None, limits: ORDINARY }
+        Self { method: Method::GET, target, body: None, limits: ORDINARY, must_succeed: false }
     }
 
     fn put(target: String, body: &'a str) -> Self {
-        Self { method: Method::PUT, target, body: Some(body), limits: ORDINARY }
+        Self { method: Method::PUT, target, body: Some(body), limits: ORDINARY, must_succeed: false }
     }
 
     fn post(target: String, body: &'a str) -> Self {
-        Self { method: Method::POST, target, body: Some(body), limits: ORDINARY }
+        Self { method: Method::POST, target, body: Some(body), limits: ORDINARY, must_succeed: false }
     }
 
     fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    fn must_succeed(mut self) -> Self {
+        self.must_succeed = true;
         self
     }
 }
@@ -221,6 +228,11 @@ impl Client {
         Self { even_if_failing: true, ..self.clone() }
     }
 
+    /// In whose name is asked.
+    pub fn speaker(&self) -> Option<&ServerName> {
+        self.speaking_as.as_deref()
+    }
+
     /// Whether a server may be asked at all, and now.
     pub async fn may_ask(&self, server: &ServerName) -> Result<(), RequestError> {
         if self.inner.local_servers.is_local(server) {
@@ -258,7 +270,7 @@ impl Client {
         }
         let error = RemoteError::read(status, response.body());
         // A proxy speaks for a server that is not there; one that is says why it fails.
-        if status.is_server_error() && error.errcode.is_none() {
+        if call.must_succeed || (status.is_server_error() && error.errcode.is_none()) {
             destinations.failed(server, &error.to_string()).await?;
         } else {
             destinations.alive(server).await?;

@@ -1,6 +1,8 @@
 //! Servers that are there, are gone, or lie: a network for tests, with a count of what each was asked.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod home;
+
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr},
@@ -33,17 +35,19 @@ pub const NOW: u64 = 1_700_000_000_000;
 pub const HOUR: u64 = 3_600_000;
 pub const DAY: u64 = 24 * HOUR;
 
-type Answer = Result<Response<Bytes>, NetworkError>;
+pub type Answer = Result<Response<Bytes>, NetworkError>;
 type Handler = Arc<dyn Fn(&Request<Bytes>) -> Answer + Send + Sync>;
 
 /// The network. A server without a handler does not answer.
-#[derive(Default)]
 pub struct World {
     servers: Mutex<HashMap<String, Handler>>,
     /// Server, method and path of each request.
     pub asked: Mutex<Vec<String>>,
     /// The time.
     pub now_ms: AtomicU64,
+    /// How long servers take to answer; a millisecond if nothing is said.
+    pub delays: Mutex<HashMap<String, Duration>>,
+    pub started: tokio::time::Instant,
 }
 
 #[async_trait]
@@ -54,7 +58,8 @@ impl Network for World {
             tokio::time::sleep(limits.timeout).await;
             return Err(NetworkError::Timeout);
         }
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        let delay = self.delays.lock().get(to.as_str()).copied();
+        tokio::time::sleep(delay.unwrap_or(Duration::from_millis(1))).await;
         let handler = self.servers.lock().get(to.as_str()).cloned();
         handler.map_or(Err(NetworkError::Timeout), |handler| handler(&request))
     }
@@ -93,9 +98,13 @@ pub fn old(key: &Keypair, expired_ts: u64) -> OldVerifyKey {
 
 impl World {
     pub fn new() -> Arc<Self> {
-        let world = Self::default();
-        world.now_ms.store(NOW, Ordering::Relaxed);
-        Arc::new(world)
+        Arc::new(Self {
+            servers: Mutex::default(),
+            asked: Mutex::default(),
+            now_ms: AtomicU64::new(NOW),
+            delays: Mutex::default(),
+            started: tokio::time::Instant::now(),
+        })
     }
 
     pub fn now_ms(&self) -> u64 {

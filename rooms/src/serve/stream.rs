@@ -1,18 +1,20 @@
 //! The stream that the sender to peers follows: events that are ours to send, and where they go.
 //! * Read up to what is durable, in the order of positions; what others sent is passed over.
+//! * One room can be read by itself, for a server that missed some of it.
 //! * An event goes to the servers that are in the room after it, and to that of a user whom it removes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hearth_dag::LocalServers;
-use hearth_store::{Order, StoreError, StreamPosition};
+use hearth_store::{Order, Range, StoreError, StreamPosition};
 use ruma::{OwnedServerName, ServerName, UserId};
 
 use super::RoomServers;
 use crate::events::{RoomInfo, StoredEvent};
+use crate::ids::{RoomSn, TimelineOrder};
 use crate::rooms::Rooms;
-use crate::tables::{Membership, STREAM, StreamRow, StreamWhat};
+use crate::tables::{Membership, STREAM, StreamRow, StreamWhat, TIMELINE};
 
 /// Rows of the stream that are read for one page.
 const ROWS_MAX: usize = 1_000;
@@ -83,6 +85,60 @@ impl Rooms {
         Ok(OutgoingPage { events, upto, more })
     }
 
+    /// The events of one room's timeline from a position on that are ours to send, out of the next `limit` in it.
+    pub async fn room_stream_from(
+        &self,
+        room: RoomSn,
+        from: StreamPosition,
+        limit: usize,
+    ) -> Result<OutgoingPage, StoreError> {
+        let limit = limit.clamp(1, ROWS_MAX);
+        let watermark = self.store().watermark();
+        let mut range = room_range(room, from, watermark);
+        let mut positions: Vec<StreamPosition> = Vec::new();
+        // One more than is wanted says whether there is more.
+        while positions.len() <= limit {
+            let wanted = limit + 1 - positions.len();
+            let rows = self.store().range(&TIMELINE, range.clone(), Order::Forward, wanted).await?;
+            // Of what was filled in later nothing is in the stream: only live events have a row at their position.
+            positions.extend(
+                rows.iter()
+                    .map(|((_, order), _)| order)
+                    .filter(|order| order.is_live())
+                    .map(|order| order.anchor),
+            );
+            match rows.last() {
+                Some((last, _)) if rows.len() == wanted => range = range.after(last),
+                _ => break,
+            }
+        }
+        let more = positions.len() > limit;
+        positions.truncate(limit);
+        let upto = positions.last().copied().filter(|_| more).unwrap_or(watermark);
+        let found = self.store().multi_get(&STREAM, &positions).await?;
+        let mut events = Vec::new();
+        for (position, row) in positions.into_iter().zip(found) {
+            if let Some(row) = row.filter(|row| row.what == StreamWhat::Local && row.room == room) {
+                events.extend(self.outgoing(position, row).await?);
+            }
+        }
+        Ok(OutgoingPage { events, upto, more })
+    }
+
+    /// Where the last `kept` events of a stretch of a room's timeline begin, if it has more than `many` of them.
+    pub async fn last_of_room(
+        &self,
+        room: RoomSn,
+        (from, upto): (StreamPosition, StreamPosition),
+        many: usize,
+        kept: usize,
+    ) -> Result<Option<StreamPosition>, StoreError> {
+        let range = room_range(room, from, upto.min(self.store().watermark()));
+        let rows = self.store().range(&TIMELINE, range, Order::Backward, many.saturating_add(1)).await?;
+        let first = rows.get(kept.saturating_sub(1)).filter(|_| rows.len() > many);
+        Ok(first.map(|((_, order), _)| order.anchor))
+    }
+
     /// None if nobody else is concerned.
     async fn outgoing(
         &self,
@@ -121,4 +177,9 @@ impl Rooms {
         let user = event.pdu.state_key().filter(|_| concerned);
         Ok(user.and_then(|user| <&UserId>::try_from(user).ok()).map(|user| user.server_name().to_owned()))
     }
+}
+
+/// A room's timeline from one position to another, both included.
+fn room_range(room: RoomSn, from: StreamPosition, upto: StreamPosition) -> Range<(RoomSn, TimelineOrder)> {
+    TIMELINE.prefix(&room).from(&(room, from)).up_to(&(room, upto))
 }

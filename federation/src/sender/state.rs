@@ -1,0 +1,494 @@
+//! What is held in memory of each destination: its queue, and what it is doing.
+//! * A destination has work, or failed, or is forgotten when others need its place.
+//! * The queue holds events in the order of the stream. One that grows beyond its bound is written down as rows, as is
+//!   that of a destination that fails: from then on the destination is *behind*, and is read for from the store.
+//! * A position is held up by a destination until what stands there was sent, or is on the disk as owed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use hearth_rooms::{RoomSn, serve::Outgoing};
+use hearth_store::StreamPosition;
+use quick_cache::sync::Cache;
+use ruma::{OwnedServerName, ServerName};
+
+use super::{
+    PDUS_MAX, SENDING_AT_ONCE, SenderStatus, TRIALS_AT_ONCE,
+    behind::Owed,
+    edus::{EduKey, EduValue},
+};
+
+/// Destinations that are remembered.
+const DESTINATIONS_MAX: usize = 20_000;
+/// Events in the queue of one destination.
+pub(super) const QUEUE_MAX: usize = 1_000;
+/// Events in all queues, counted once for each destination.
+const QUEUED_MAX: usize = 300_000;
+/// Bytes of events in queues, each event counted once.
+const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Messages that need not arrive, held for one destination.
+const VOLATILE_MAX: usize = 200;
+/// Pairs of destination and room that are known to have a row.
+const KNOWN_ROWS: usize = 100_000;
+
+/// An event on its way, shared by all queues that it is in.
+pub(super) struct Queued {
+    outgoing: Outgoing,
+    bytes: usize,
+    total: Arc<AtomicUsize>,
+}
+
+impl Deref for Queued {
+    type Target = Outgoing;
+
+    fn deref(&self) -> &Outgoing {
+        &self.outgoing
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Queued {
+    /// The event as it is sent.
+    pub(super) fn json(&self) -> &str {
+        self.outgoing.event.pdu.json()
+    }
+}
+
+/// Which workers serve a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    Ordinary,
+    /// Those that failed before, until one transaction got through.
+    Trials,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// Nothing to do.
+    Idle,
+    /// Waits for a worker.
+    Ready,
+    /// Has one.
+    Sending,
+    /// Failed; not before this time is it tried again.
+    Resting { until_ms: u64 },
+}
+
+/// A room in which a destination is being caught up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Catching {
+    /// The newest event that came meanwhile.
+    pub(super) newest: Option<StreamPosition>,
+    /// The room's row is being removed: whatever comes now needs a new one.
+    pub(super) closing: bool,
+}
+
+pub(super) struct Destination {
+    /// Tells it from one of the same name that was forgotten.
+    number: u64,
+    pub(super) stage: Stage,
+    /// The store was asked what it has for this destination.
+    pub(super) looked_up: bool,
+    pub(super) queue: VecDeque<Arc<Queued>>,
+    /// How many of the queue are being sent.
+    pub(super) in_flight: usize,
+    /// There are rows, or may be.
+    pub(super) behind: bool,
+    /// It is behind because it could not be reached, not because it is slow.
+    pub(super) was_down: bool,
+    pub(super) catching: HashMap<RoomSn, Catching>,
+    /// Rows that were begun to be written, ever, and those under way.
+    pub(super) rows_begun: u64,
+    rows_under_way: u64,
+    /// The oldest event whose row is under way.
+    hold: Option<StreamPosition>,
+    /// There are messages that must arrive, or may be.
+    pub(super) messages: bool,
+    pub(super) volatile: BTreeMap<Arc<EduKey>, EduValue>,
+    /// Events of a transaction: fewer while the peer refuses transactions as a whole.
+    pub(super) batch: usize,
+}
+
+impl Destination {
+    fn new(number: u64) -> Self {
+        Self {
+            number,
+            stage: Stage::Idle,
+            looked_up: false,
+            queue: VecDeque::new(),
+            in_flight: 0,
+            behind: false,
+            was_down: false,
+            catching: HashMap::new(),
+            rows_begun: 0,
+            rows_under_way: 0,
+            hold: None,
+            messages: false,
+            volatile: BTreeMap::new(),
+            batch: PDUS_MAX,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.stage == Stage::Idle && !self.has_work() && self.rows_under_way == 0
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        !self.queue.is_empty() || self.behind || self.messages || !self.volatile.is_empty()
+    }
+
+    pub(super) fn rows_under_way(&self) -> bool {
+        self.rows_under_way > 0
+    }
+
+    /// Positions from here on are not settled.
+    fn holds(&self) -> Option<StreamPosition> {
+        let front = self.queue.front().map(|queued| queued.position);
+        [front, self.hold].into_iter().flatten().min()
+    }
+
+    /// Whether the queue's front may be sent: it has not all been written down.
+    pub(super) fn sends_queue(&self) -> bool {
+        !self.behind && !self.queue.is_empty()
+    }
+}
+
+pub(super) struct State {
+    destinations: HashMap<OwnedServerName, Destination>,
+    ready: VecDeque<OwnedServerName>,
+    trials: VecDeque<OwnedServerName>,
+    sending: usize,
+    trying: usize,
+    /// When destinations that rest are due.
+    pub(super) timers: BTreeSet<(u64, OwnedServerName)>,
+    /// The stream was read up to here.
+    pub(super) fanned_out: StreamPosition,
+    /// What the cursor on the disk says.
+    pub(super) written: StreamPosition,
+    /// Something was sent, or is to be, since the cursor was written.
+    pub(super) touched: bool,
+    /// There are destinations with rows that are not remembered here.
+    pub(super) more_in_store: bool,
+    /// Transactions that were sent, for their IDs.
+    pub(super) transactions: u64,
+    queued: usize,
+    queued_bytes: Arc<AtomicUsize>,
+    next_number: u64,
+    known_rows: Cache<(u64, RoomSn), ()>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            destinations: HashMap::new(),
+            ready: VecDeque::new(),
+            trials: VecDeque::new(),
+            sending: 0,
+            trying: 0,
+            timers: BTreeSet::new(),
+            fanned_out: StreamPosition::ZERO,
+            written: StreamPosition::ZERO,
+            touched: false,
+            more_in_store: false,
+            transactions: 0,
+            queued: 0,
+            queued_bytes: Arc::default(),
+            next_number: 0,
+            known_rows: Cache::new(KNOWN_ROWS),
+        }
+    }
+}
+
+impl State {
+    pub(super) fn status(&self) -> SenderStatus {
+        let count = |is: fn(&Stage) -> bool| self.destinations.values().filter(|d| is(&d.stage)).count();
+        SenderStatus {
+            destinations: self.destinations.len(),
+            busy: count(|stage| matches!(stage, Stage::Ready | Stage::Sending)),
+            resting: count(|stage| matches!(stage, Stage::Resting { .. })),
+            queued: self.queued,
+            settled: self.settled(),
+        }
+    }
+
+    /// Everything up to here was sent, or is on the disk as owed.
+    pub(super) fn settled(&self) -> StreamPosition {
+        let held = self.destinations.values().filter_map(Destination::holds).min();
+        match held {
+            Some(held) => self.fanned_out.min(StreamPosition::new(held.get().saturating_sub(1))),
+            None => self.fanned_out,
+        }
+    }
+
+    pub(super) fn running(&self) -> usize {
+        self.sending + self.trying
+    }
+
+    /// The workers that should be started now; they count as running.
+    pub(super) fn workers_to_start(&mut self) -> Vec<Lane> {
+        let ordinary = self.ready.len().min(SENDING_AT_ONCE.saturating_sub(self.sending));
+        let trials = self.trials.len().min(TRIALS_AT_ONCE.saturating_sub(self.trying));
+        // Those that run and look for the next one find it too.
+        self.sending += ordinary;
+        self.trying += trials;
+        let lanes = std::iter::repeat_n(Lane::Ordinary, ordinary);
+        lanes.chain(std::iter::repeat_n(Lane::Trials, trials)).collect()
+    }
+
+    pub(super) fn worker_ends(&mut self, lane: Lane) {
+        match lane {
+            Lane::Ordinary => self.sending -= 1,
+            Lane::Trials => self.trying -= 1,
+        }
+    }
+
+    /// The next destination to send to.
+    pub(super) fn next_ready(&mut self, lane: Lane) -> Option<OwnedServerName> {
+        let queue = match lane {
+            Lane::Ordinary => &mut self.ready,
+            Lane::Trials => &mut self.trials,
+        };
+        let server = queue.pop_front()?;
+        if let Some(destination) = self.destinations.get_mut(&server) {
+            destination.stage = Stage::Sending;
+        }
+        Some(server)
+    }
+
+    pub(super) fn get(&mut self, server: &ServerName) -> Option<&mut Destination> {
+        self.destinations.get_mut(server)
+    }
+
+    /// The destination, remembered from now on; none where there are too many.
+    pub(super) fn remembered(&mut self, server: &ServerName) -> Option<&mut Destination> {
+        if !self.destinations.contains_key(server) {
+            if self.destinations.len() >= DESTINATIONS_MAX {
+                // Those who are needed again are looked up again.
+                self.destinations.retain(|_, destination| !destination.is_idle());
+                if self.destinations.len() >= DESTINATIONS_MAX - DESTINATIONS_MAX / 10 {
+                    self.more_in_store = true;
+                    return None;
+                }
+            }
+            self.next_number += 1;
+            self.destinations.insert(server.to_owned(), Destination::new(self.next_number));
+        }
+        self.destinations.get_mut(server)
+    }
+
+    /// Whether there is place for many more destinations.
+    pub(super) fn has_room(&self) -> bool {
+        self.destinations.len() < DESTINATIONS_MAX / 2
+    }
+
+    /// An event that queues may share.
+    pub(super) fn share(&self, outgoing: Outgoing) -> Arc<Queued> {
+        let bytes = outgoing.event.pdu.json().len();
+        let total = self.queued_bytes.clone();
+        total.fetch_add(bytes, Ordering::Relaxed);
+        Arc::new(Queued { outgoing, bytes, total })
+    }
+
+    /// An event for a destination: into its queue, or as a row where it is behind. Rows are the caller's to write.
+    pub(super) fn push(&mut self, server: &ServerName, event: &Arc<Queued>, owed: &mut Vec<Owed>) {
+        let is_full =
+            self.queued >= QUEUED_MAX || self.queued_bytes.load(Ordering::Relaxed) > QUEUED_BYTES_MAX;
+        let (position, room) = (event.position, event.room.sn);
+        let removed_at = (!event.servers.contains(server)).then_some(position);
+        let new = Owed {
+            server: server.to_owned(),
+            room,
+            oldest: position,
+            removed_at,
+            anew: false,
+            counted: false,
+        };
+        if self.remembered(server).is_none() {
+            owed.push(new);
+            return;
+        }
+        let Some(destination) = self.destinations.get_mut(server) else { return };
+        if !destination.behind {
+            let limit = if is_full { PDUS_MAX } else { QUEUE_MAX };
+            if destination.queue.len() < limit {
+                destination.queue.push_back(event.clone());
+                self.queued += 1;
+                self.make_ready(server, Lane::Ordinary);
+                return;
+            }
+            let in_flight = destination.in_flight;
+            self.write_down_from(server, in_flight, owed);
+        }
+        let Some(destination) = self.destinations.get_mut(server) else { return };
+        let key = (destination.number, room);
+        let write = match destination.catching.get_mut(&room) {
+            Some(Catching { closing: true, .. }) => Some(true),
+            Some(catching) => {
+                catching.newest = Some(position);
+                removed_at.map(|_| false)
+            }
+            None if removed_at.is_none() && self.known_rows.get(&key).is_some() => None,
+            None => {
+                self.known_rows.insert(key, ());
+                Some(false)
+            }
+        };
+        if let Some(anew) = write {
+            destination.begin_rows(1);
+            owed.push(Owed { anew, counted: true, ..new });
+        }
+        self.make_ready(server, Lane::Ordinary);
+    }
+
+    /// Turns a destination's queue into rows, which the caller writes: from now on it is behind.
+    pub(super) fn write_down(&mut self, server: &ServerName, owed: &mut Vec<Owed>) {
+        self.write_down_from(server, 0, owed);
+    }
+
+    /// The same, but for the first of the queue.
+    fn write_down_from(&mut self, server: &ServerName, kept: usize, owed: &mut Vec<Owed>) {
+        let Some(destination) = self.destinations.get_mut(server) else { return };
+        let events = destination.queue.split_off(kept);
+        self.queued -= events.len();
+        destination.in_flight = kept;
+        destination.behind = true;
+        let front = events.front().map(|event| event.position);
+        destination.hold = [front, destination.hold].into_iter().flatten().min();
+        let mut rooms: BTreeMap<RoomSn, (StreamPosition, Option<StreamPosition>)> = BTreeMap::new();
+        for event in &events {
+            let (_, removed_at) = rooms.entry(event.room.sn).or_insert((event.position, None));
+            if !event.servers.contains(server) {
+                *removed_at = Some(event.position);
+            }
+        }
+        destination.begin_rows(rooms.len() as u64);
+        for (room, (oldest, removed_at)) in rooms {
+            self.known_rows.insert((destination.number, room), ());
+            // What is in flight may be of a room whose row is being removed.
+            let anew = destination.catching.get(&room).is_some_and(|catching| catching.closing);
+            let server = server.to_owned();
+            owed.push(Owed { server, room, oldest, removed_at, anew, counted: true });
+        }
+    }
+
+    /// Rows of a destination are on the disk.
+    pub(super) fn rows_written(&mut self, server: &ServerName) {
+        let Some(destination) = self.destinations.get_mut(server) else { return };
+        destination.rows_under_way = destination.rows_under_way.saturating_sub(1);
+        if destination.rows_under_way == 0 {
+            destination.hold = None;
+            self.make_ready(server, Lane::Ordinary);
+        }
+    }
+
+    /// The row of a room of a destination is being removed.
+    pub(super) fn forget_row(&mut self, server: &ServerName, room: RoomSn) {
+        if let Some(destination) = self.destinations.get_mut(server) {
+            self.known_rows.remove(&(destination.number, room));
+        }
+    }
+
+    /// Events of the queue's front have arrived.
+    pub(super) fn delivered(&mut self, server: &ServerName) {
+        let Some(destination) = self.destinations.get_mut(server) else { return };
+        destination.queue.drain(..destination.in_flight);
+        self.queued -= destination.in_flight;
+        destination.in_flight = 0;
+    }
+
+    /// An idle destination with work waits for a worker from now on.
+    pub(super) fn make_ready(&mut self, server: &ServerName, lane: Lane) {
+        let Some(destination) = self.destinations.get_mut(server) else { return };
+        if destination.stage == Stage::Idle && destination.has_work() {
+            self.enqueue(server, lane);
+        }
+    }
+
+    /// A resting destination is tried now.
+    pub(super) fn wake(&mut self, server: &ServerName, lane: Lane) {
+        let Some(destination) = self.destinations.get_mut(server) else { return };
+        if let Stage::Resting { until_ms } = destination.stage {
+            self.timers.remove(&(until_ms, server.to_owned()));
+            self.enqueue(server, lane);
+        }
+    }
+
+    /// The turn is over: back in the row if there is more to do.
+    pub(super) fn end_turn(&mut self, server: &ServerName) {
+        let Some(destination) = self.destinations.get_mut(server) else { return };
+        if destination.stage == Stage::Sending {
+            destination.stage = Stage::Idle;
+            // While rows are being written there is nothing to be read; that they are there makes it ready.
+            if !(destination.behind && destination.rows_under_way > 0) {
+                self.make_ready(server, Lane::Ordinary);
+            }
+        }
+    }
+
+    /// The destination is not tried before that time.
+    pub(super) fn rest(&mut self, server: &ServerName, until_ms: u64) {
+        let Some(destination) = self.destinations.get_mut(server) else { return };
+        if let Stage::Resting { until_ms } = destination.stage {
+            self.timers.remove(&(until_ms, server.to_owned()));
+        }
+        destination.stage = Stage::Resting { until_ms };
+        self.timers.insert((until_ms, server.to_owned()));
+    }
+
+    /// We do not talk to the destination any more. What the store has for it stays.
+    pub(super) fn give_up(&mut self, server: &ServerName) {
+        let Some(destination) = self.destinations.get_mut(server) else { return };
+        self.queued -= destination.queue.len();
+        destination.queue = VecDeque::new();
+        destination.in_flight = 0;
+        destination.behind = false;
+        destination.messages = false;
+        destination.volatile.clear();
+        destination.looked_up = false;
+    }
+
+    /// All destinations that rest.
+    pub(super) fn resting(&self) -> Vec<OwnedServerName> {
+        self.timers.iter().map(|(_, server)| server.clone()).collect()
+    }
+
+    fn enqueue(&mut self, server: &ServerName, lane: Lane) {
+        let Some(destination) = self.destinations.get_mut(server) else { return };
+        destination.stage = Stage::Ready;
+        match lane {
+            Lane::Ordinary => self.ready.push_back(server.to_owned()),
+            Lane::Trials => self.trials.push_back(server.to_owned()),
+        }
+    }
+
+    /// A message that need not arrive; it takes the place of an older one of its kind.
+    pub(super) fn push_volatile(&mut self, server: &ServerName, key: &Arc<EduKey>, value: &EduValue) {
+        let Some(destination) = self.remembered(server) else { return };
+        if matches!(destination.stage, Stage::Resting { .. }) {
+            return;
+        }
+        if destination.volatile.len() >= VOLATILE_MAX && !destination.volatile.contains_key(key) {
+            return;
+        }
+        destination.volatile.insert(key.clone(), value.clone());
+        self.make_ready(server, Lane::Ordinary);
+    }
+}
+
+impl Destination {
+    fn begin_rows(&mut self, count: u64) {
+        self.rows_begun += count;
+        self.rows_under_way += count;
+    }
+}

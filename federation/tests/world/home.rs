@@ -1,0 +1,237 @@
+//! A server of ours with rooms, users and a sender in the world of fakes, and fakes that join its rooms.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use hearth_dag::{
+    Keypair, LocalServers, Pdu, ReceivedPdu, RoomRules, ServerKeys, Signer, VerifyKey, canonical::Object,
+    content_hash, countersign, reference_hash,
+};
+use hearth_federation::{Clock, Federation, Patience, Sender, SenderOptions};
+use hearth_rooms::{
+    CreateRoom, Join, Preset, Profile, Removal, Remove, Rooms, RoomsOptions, Send, serve::Submitted,
+};
+use hearth_store::{Commit, Store};
+use hearth_users::{Options, Users};
+use parking_lot::Mutex;
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, UserId, events::TimelineEventType};
+use serde_json::{Value, json, value::to_raw_value};
+use tokio::time::Instant;
+
+use super::{NOW, World, key, name, ok};
+
+/// A clock that goes with the runtime's, which tests pause.
+pub fn tokio_clock() -> Clock {
+    let start = Instant::now();
+    Arc::new(move || NOW + start.elapsed().as_millis() as u64)
+}
+
+struct RoomClock(Clock);
+
+impl hearth_rooms::Clock for RoomClock {
+    fn now_ms(&self) -> u64 {
+        (self.0)()
+    }
+}
+
+pub struct Home {
+    pub world: Arc<World>,
+    pub store: Store,
+    pub rooms: Rooms,
+    pub users: Users,
+    pub federation: Federation,
+    pub sender: Sender,
+}
+
+pub fn user(name: &str) -> OwnedUserId {
+    UserId::parse(format!("@{name}:home.test")).unwrap()
+}
+
+impl Home {
+    pub async fn new(world: &Arc<World>) -> Self {
+        Self::on(world, Store::memory().await)
+    }
+
+    /// Starts on a store that may hold something.
+    pub fn on(world: &Arc<World>, store: Store) -> Self {
+        let clock = tokio_clock();
+        let signer: Arc<dyn Signer> = key("home.test", "1");
+        let rooms = Rooms::new(
+            store.clone(),
+            LocalServers::new([signer]),
+            Arc::new(RoomClock(clock.clone())),
+            &RoomsOptions::default(),
+        );
+        let users = Users::open(store.clone(), Options::new(clock.clone()));
+        let federation = world.federation("home.test", &store, |options| {
+            options.clock = clock.clone();
+            options.patience =
+                Patience { first: Duration::from_secs(30), longest: Duration::from_secs(3600) };
+        });
+        let sender = Sender::new(SenderOptions {
+            store: store.clone(),
+            rooms: rooms.clone(),
+            users: users.clone(),
+            federation: federation.clone(),
+            clock: clock.clone(),
+            boot: clock(),
+        });
+        sender.start();
+        Self { world: world.clone(), store, rooms, users, federation, sender }
+    }
+
+    pub async fn room(&self) -> OwnedRoomId {
+        let create = CreateRoom { preset: Preset::PublicChat, ..CreateRoom::new(user("alice")) };
+        self.rooms.create(&create, Commit::new()).await.unwrap().room_id
+    }
+
+    pub async fn join(&self, who: &str, room: &OwnedRoomId) {
+        let profile = Profile { display_name: None, avatar_url: None };
+        let join = Join { room: room.clone(), user: user(who), profile, reason: None };
+        self.rooms.join(&join, Commit::new()).await.unwrap();
+    }
+
+    pub async fn say(&self, room: &OwnedRoomId, text: &str) -> OwnedEventId {
+        let send = Send {
+            room: room.clone(),
+            sender: user("alice"),
+            kind: TimelineEventType::RoomMessage,
+            state_key: None,
+            content: to_raw_value(&json!({ "msgtype": "m.text", "body": text })).unwrap(),
+            redacts: None,
+            txn: None,
+            timestamp_ms: None,
+        };
+        self.rooms.send(&send, Commit::new()).await.unwrap().event_id
+    }
+
+    pub async fn kick(&self, who: &UserId, room: &OwnedRoomId) -> OwnedEventId {
+        let remove = Remove {
+            room: room.clone(),
+            sender: user("alice"),
+            user: who.to_owned(),
+            removal: Removal::Kick,
+            reason: None,
+        };
+        self.rooms.remove(&remove, Commit::new()).await.unwrap().unwrap().event_id
+    }
+}
+
+/// A server that joins our rooms, and remembers what it was sent.
+pub struct Fake {
+    pub name: OwnedServerName,
+    key: Arc<Keypair>,
+    world: Arc<World>,
+    /// The transactions, with the time in milliseconds since the test began.
+    taken: Arc<Mutex<Vec<(u64, Value)>>>,
+}
+
+impl Fake {
+    pub fn new(world: &Arc<World>, server: &str) -> Self {
+        let fake =
+            Self { name: name(server), key: key(server, "1"), world: world.clone(), taken: Arc::default() };
+        fake.is_up();
+        fake
+    }
+
+    /// From now on it takes all it is sent.
+    pub fn is_up(&self) {
+        self.answers(|_| ok("{\"pdus\":{}}"));
+    }
+
+    /// From now on it answers so; what it answers with 200 it takes.
+    pub fn answers(&self, answer: impl Fn(&Value) -> super::Answer + std::marker::Send + Sync + 'static) {
+        let taken = self.taken.clone();
+        let start = self.world.started;
+        self.world.answers(self.name.as_str(), move |request| {
+            let transaction: Value = serde_json::from_slice(request.body()).unwrap();
+            let answer = answer(&transaction);
+            if answer.as_ref().is_ok_and(|answer| answer.status() == 200) {
+                taken.lock().push((start.elapsed().as_millis() as u64, transaction));
+            }
+            answer
+        });
+    }
+
+    pub fn is_down(&self) {
+        self.world.gone(self.name.as_str());
+    }
+
+    pub fn user(&self, name: &str) -> OwnedUserId {
+        UserId::parse(format!("@{name}:{}", self.name)).unwrap()
+    }
+
+    pub fn transactions(&self) -> Vec<(u64, Value)> {
+        self.taken.lock().clone()
+    }
+
+    /// The texts of the messages that it got, in order.
+    pub fn heard(&self) -> Vec<String> {
+        let taken = self.taken.lock();
+        let pdus = taken.iter().flat_map(|(_, transaction)| transaction["pdus"].as_array().unwrap().clone());
+        pdus.filter_map(|pdu| pdu["content"]["body"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// The same by room.
+    pub fn heard_in(&self, room: &OwnedRoomId) -> Vec<String> {
+        let taken = self.taken.lock();
+        let pdus = taken.iter().flat_map(|(_, transaction)| transaction["pdus"].as_array().unwrap().clone());
+        let here = pdus.filter(|pdu| pdu["room_id"] == room.as_str());
+        here.filter_map(|pdu| pdu["content"]["body"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// The messages beside events, by type.
+    pub fn edus(&self) -> Vec<(String, Value)> {
+        let taken = self.taken.lock();
+        let edus = taken.iter().filter_map(|(_, transaction)| transaction["edus"].as_array().cloned());
+        edus.flatten()
+            .map(|edu| (edu["edu_type"].as_str().unwrap().to_owned(), edu["content"].clone()))
+            .collect()
+    }
+
+    pub fn forgets(&self) {
+        self.taken.lock().clear();
+    }
+
+    fn sign(&self, rules: &RoomRules, event: &Value) -> ReceivedPdu {
+        let mut event = event.clone();
+        let object = event.to_string();
+        event["hashes"] = json!({ "sha256": content_hash(&Object::parse(&object, false).unwrap()) });
+        event["signatures"] = json!({});
+        let json = event.to_string();
+        let object = Object::parse(&json, false).unwrap();
+        let id = OwnedEventId::try_from(format!("${}", reference_hash(rules, &object))).unwrap();
+        let pdu = Pdu::from_stored(rules, id, Bytes::from(object.to_canonical())).unwrap();
+        ReceivedPdu::parse(rules, countersign(rules, &pdu, &*self.key).json()).unwrap()
+    }
+
+    fn keys(&self) -> ServerKeys {
+        let mut keys = ServerKeys::default();
+        for key in [key("home.test", "1"), self.key.clone()] {
+            let public = VerifyKey::new(&key.public_key(), None).unwrap();
+            keys.insert(key.server_name().to_owned(), key.key_id().to_owned(), public);
+        }
+        keys
+    }
+
+    /// One of its users joins a room of ours.
+    pub async fn join(&self, home: &Home, who: &str, room: &OwnedRoomId) {
+        let versions: Vec<_> = RoomRules::all().iter().map(|rules| rules.version.clone()).collect();
+        let template = home.rooms.make_join(&self.name, room, &self.user(who), &versions).await.unwrap();
+        let rules = RoomRules::of(&template.room_version).unwrap();
+        let event: Value = serde_json::from_str(template.event.get()).unwrap();
+        let pdu = self.sign(rules, &event);
+        let id = pdu.pdu().event_id().to_owned();
+        let submitted = Submitted { origin: &self.name, room, event: &id, pdu, keys: &self.keys() };
+        home.rooms.accept_join(submitted, false).await.unwrap();
+    }
+}
+
+/// How often each text came.
+pub fn counted(texts: &[String]) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
+    for text in texts {
+        *counts.entry(text.as_str()).or_default() += 1;
+    }
+    counts
+}
