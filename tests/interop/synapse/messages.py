@@ -14,6 +14,7 @@ async def messages_both_ways(host, guest):
         for speaker, hearer in ((anna, ben), (ben, anna)):
             text = f"{number} from {speaker.id}"
             event_id = await speaker.says(room, text)
+            await speaker.sees(room, event_id)
             event = await hearer.sees(room, event_id)
             assert (event["sender"], event["content"]["body"]) == (speaker.id, text), event
             said.append(text)
