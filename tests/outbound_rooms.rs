@@ -176,6 +176,7 @@ async fn what_was_left_undone_is_taken_up_after_a_restart() {
     network.refuse(&name(FAR), "/_matrix/federation/v1/state");
     join(&bob, &room, &["far.test"]).await.ok();
     assert!(!is_complete(&near).await);
+    let since = bob.get("/_matrix/client/v3/sync").await.ok()["next_batch"].as_str().unwrap().to_owned();
     let user_id = bob.user_id.clone();
     drop((bob, near));
     network.refuse_nothing();
@@ -183,6 +184,9 @@ async fn what_was_left_undone_is_taken_up_after_a_restart() {
     until("all members are known", async || is_complete(&again).await).await;
     let bob = again.device(&user_id, "AGAIN").await;
     assert_eq!(members(&bob, &room).await.len(), 4);
+    // Who asks for the members of a time when they were not known gets those that are known now.
+    let path = format!("/_matrix/client/v3/rooms/{}/members?at={since}", encoded(&room));
+    assert_eq!(bob.get(&path).await.ok()["chunk"].as_array().unwrap().len(), 4);
 }
 
 #[tokio::test]

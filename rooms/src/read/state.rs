@@ -56,6 +56,17 @@ impl Reader {
         Ok(self.snapshot_row_at(room, position).await?.map(|(_, snapshot)| snapshot))
     }
 
+    /// The same, if all of the state was known then.
+    async fn complete_snapshot_at(
+        &self,
+        room: RoomSn,
+        position: StreamPosition,
+    ) -> Result<Option<SnapshotId>, StoreError> {
+        let range = HEAD_SNAPSHOTS.prefix(&(room,)).up_to(&(room, position));
+        let row = self.store().last(&HEAD_SNAPSHOTS, range).await?;
+        Ok(row.map(|(_, row)| row).filter(|row| !row.partial).map(|row| row.snapshot))
+    }
+
     /// The same, with the position from which it held.
     pub(super) async fn snapshot_row_at(
         &self,
@@ -216,7 +227,9 @@ impl Reader {
             None => visible,
             Some(at) => {
                 let end = viewer.left_at().map_or(at.0.anchor, |left| left.anchor.min(at.0.anchor));
-                self.snapshot_at(viewer.room, end).await?.unwrap_or(visible)
+                // Of a time when not all members were known, those that are known now.
+                let told = self.complete_snapshot_at(viewer.room, end).await?;
+                told.unwrap_or(visible)
             }
         };
         let members = self.members(viewer.room, snapshot).await?;
