@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every interop suite against the release binary, and ends with how many checks passed and failed.
 #
-#   run.sh [SUITE…]     first-command, contract, matrix-js-sdk, matrix-nio, kill, resolution, synapse (default: all but the last)
+#   run.sh [SUITE…]     first-command, contract, matrix-js-sdk, matrix-nio, kill, resolution, synapse (default: all)
 #
 # What the suites need is installed under target/interop, from the lock files beside them; nothing else is touched.
 #
@@ -18,7 +18,7 @@ repository=$(cd "$here/../.." && pwd)
 work=$repository/target/interop
 port=${INTEROP_PORT:-18700}
 suites=("$@")
-[ $# -gt 0 ] || suites=(first-command contract matrix-js-sdk matrix-nio kill resolution)
+[ $# -gt 0 ] || suites=(first-command contract matrix-js-sdk matrix-nio kill resolution synapse)
 export PYTHONDONTWRITEBYTECODE=1
 mkdir -p "$work/logs"
 passed=0 failed=0
