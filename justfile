@@ -9,12 +9,12 @@ run *arguments:
 
 # Run the tests.
 test *arguments:
-    cargo test --release --workspace {{arguments}}
+    cargo test --workspace {{arguments}}
 
 # Format, lint, and the tree's own rules.
 lint:
     cargo fmt
-    cargo clippy --release --workspace --all-targets -- -D warnings
+    cargo clippy --workspace --all-targets -- -D warnings
     cargo test --release --test tidy
 
 # Real clients against the release binary.

@@ -239,7 +239,7 @@ impl App {
             tracing::warn!(%error, "when devices were last seen could not be written");
         }
         let stats = self.store.stats();
-        self.store.clone().close().await;
+        self.store.finish().await;
         tracing::info!(
             commits = stats.commits,
             flushes = stats.flushes,

@@ -15,6 +15,9 @@ pub enum WriteError {
     Forbidden(#[from] Rejection),
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// Zero bytes count twice in a key of the store, so hardly any event is one of these.
+    #[error("the event's type and state key are longer than can be kept")]
+    Unstorable,
     /// Others changed the room again and again before we could.
     #[error("the room is too busy")]
     Busy,
@@ -25,10 +28,10 @@ pub enum WriteError {
 impl WriteError {
     /// Whether it is about the event itself: it would fail again, whatever happens meanwhile.
     pub fn is_final(&self) -> bool {
-        use StoreError::{Corrupt, Invalid, TooLarge};
+        use StoreError::{Invalid, TooLarge};
         match self {
-            WriteError::Forbidden(_) | WriteError::Build(_) => true,
-            WriteError::Store(error) => matches!(error, TooLarge { .. } | Invalid(_) | Corrupt { .. }),
+            WriteError::Forbidden(_) | WriteError::Build(_) | WriteError::Unstorable => true,
+            WriteError::Store(error) => matches!(error, TooLarge { .. } | Invalid(_)),
             WriteError::UnknownRoom | WriteError::NotResident | WriteError::Busy => false,
         }
     }

@@ -94,7 +94,7 @@ impl CheckedEvents {
 
 /// Whether an event's type and state key fit into a key of the store, where each zero byte counts twice. Hardly any
 /// event does not; the room of one that does not must be entered all the same.
-fn has_keys(pdu: &Pdu) -> bool {
+pub(crate) fn has_keys(pdu: &Pdu) -> bool {
     let length = |text: &str| text.len() + text.bytes().filter(|byte| *byte == 0).count();
     length(&pdu.kind().to_string()) + length(pdu.state_key().unwrap_or_default()) <= KEY_MAX - 32
 }

@@ -18,7 +18,7 @@ use crate::content;
 use crate::errors::WriteError;
 use crate::events::StoredEvent;
 use crate::ids::{EventSn, SnapshotId, TimelineOrder};
-use crate::import::Members;
+use crate::import::{Members, has_keys};
 use crate::lane::{Act, Done, Waits};
 use crate::rooms::Rooms;
 use crate::snapshot::StateChange;
@@ -84,6 +84,9 @@ impl Rooms {
 
     pub(crate) async fn take_in(&self, receive: &Receive, also: &Commit) -> Result<Received, WriteError> {
         let room = self.room(receive.pdu.room_id()).await?.ok_or(WriteError::UnknownRoom)?;
+        if !has_keys(&receive.pdu) {
+            return Err(WriteError::Unstorable);
+        }
         for _ in 0..MEMBERS_FIRST_MAX {
             let done = self.decide(&room, receive, also).await;
             let members = std::mem::take(&mut *receive.members_first.lock());

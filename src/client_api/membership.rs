@@ -108,22 +108,10 @@ pub async fn check_invitable(
     if !users.is_active(invited).await? {
         return Err(MatrixError::not_found(format!("there is no user {invited}")));
     }
-    if blocks_invites(users, invited).await? {
-        let message = format!("{invited} does not accept invites");
-        return Err(MatrixError::new(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", message));
+    if users.blocks_invites(invited).await? {
+        return Err(MatrixError::invite_blocked(invited));
     }
     Ok(())
-}
-
-/// Whether a user's account data says that nobody shall invite them.
-pub async fn blocks_invites(users: &Users, user: &UserId) -> Result<bool, MatrixError> {
-    #[derive(Deserialize)]
-    struct Permissions {
-        default_action: String,
-    }
-    let kept = users.account_data(user, None, "m.invite_permission_config").await?;
-    let permissions: Option<Permissions> = kept.and_then(|json| serde_json::from_str(json.get()).ok());
-    Ok(permissions.is_some_and(|permissions| permissions.default_action == "block"))
 }
 
 /// The refusal of invites by e-mail or phone.

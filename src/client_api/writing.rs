@@ -14,6 +14,7 @@ impl From<WriteError> for MatrixError {
             WriteError::UnknownRoom | WriteError::NotResident => not_in_room(),
             WriteError::Forbidden(rejection) => Self::forbidden(rejection.to_string()),
             WriteError::Build(error) => error.into(),
+            WriteError::Unstorable => Self::too_large(error.to_string()),
             WriteError::Busy => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", "the room is too busy; try again")
             }

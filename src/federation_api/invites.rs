@@ -129,6 +129,9 @@ async fn receive(
     if !users.is_active(&signed.user).await? {
         return Err(MatrixError::not_found("there is no such user here"));
     }
+    if users.blocks_invites(&signed.user).await? {
+        return Err(MatrixError::invite_blocked(&signed.user));
+    }
     let told = OutOfBand {
         room_id: room,
         version: version.clone(),

@@ -3,7 +3,8 @@
 //! * Most clients look for an answer only when they have sent all, and lose it if the connection is cut before. So
 //!   whatever a refusal leaves of a body is read and thrown away, within the bounds of [`ReadOn`].
 //! * What is read whole takes about as much memory as it has bytes, however small its pieces are.
-//! * A body has to come in at [`SLOWEST`] after a start of [`PATIENCE`]: nobody holds a request open for nothing.
+//! * A body has to go on within [`PATIENCE`], and to come in at [`SLOWEST`] after that time is used up once: nobody holds
+//!   a request open for nothing. Only the time counts in which somebody waits for it.
 
 use std::{
     pin::Pin,
@@ -21,7 +22,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{MatrixError, route::BodyLimit};
 
-/// How long a body may take before it is counted what came.
+/// How long is waited for the next piece of a body, and in all before it is counted what came.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes in a second that a body has to bring after that: the slowest of phones do.
 const SLOWEST: u64 = 1024;
@@ -59,9 +60,13 @@ pub struct Rest(Arc<Mutex<Shared>>);
 
 struct Shared {
     body: Body,
-    /// When somebody first asked for it: from then on a client that waits to be asked sends.
-    begun: Option<Instant>,
+    /// Somebody has asked for it, so a client that waits to be asked has begun to send.
+    begun: bool,
     bytes: u64,
+    /// How long was waited for the pieces that came.
+    waited: Duration,
+    /// Since when the next one is waited for.
+    waits_since: Option<Instant>,
     /// Made when there is something to wait for.
     deadline: Option<Pin<Box<Sleep>>>,
 }
@@ -73,7 +78,14 @@ struct TooSlow;
 
 /// Divides a body into what a handler may read, at most `limit` bytes, and what is left of it then.
 pub fn divide(body: Body, limit: usize) -> (Body, Rest) {
-    let shared = Arc::new(Mutex::new(Shared { body, begun: None, bytes: 0, deadline: None }));
+    let shared = Arc::new(Mutex::new(Shared {
+        body,
+        begun: false,
+        bytes: 0,
+        waited: Duration::ZERO,
+        waits_since: None,
+        deadline: None,
+    }));
     (Body::new(Limited::new(Handed(shared.clone()), limit)), Rest(shared))
 }
 
@@ -81,7 +93,7 @@ impl Rest {
     /// Reads on. A client that `waits` to be asked for its body, and was not, has nothing under way.
     pub async fn discard(self, within: ReadOn, waits: bool) {
         let mut body = Handed(self.0);
-        if body.is_end_stream() || (waits && body.0.lock().begun.is_none()) {
+        if body.is_end_stream() || (waits && !body.0.lock().begun) {
             return;
         }
         let reading = async {
@@ -109,14 +121,17 @@ impl HttpBody for Handed {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let shared = &mut *self.0.lock();
-        let begun = *shared.begun.get_or_insert_with(Instant::now);
+        shared.begun = true;
         if let Poll::Ready(frame) = Pin::new(&mut shared.body).poll_frame(context) {
+            shared.waited += shared.waits_since.take().map_or(Duration::ZERO, |since| since.elapsed());
             if let Some(Ok(frame)) = &frame {
                 shared.bytes += frame.data_ref().map_or(0, Bytes::len) as u64;
             }
             return Poll::Ready(frame);
         }
-        let until = begun + PATIENCE + Duration::from_secs(shared.bytes / SLOWEST);
+        let in_all = PATIENCE + Duration::from_secs(shared.bytes / SLOWEST);
+        let since = *shared.waits_since.get_or_insert_with(Instant::now);
+        let until = since + in_all.saturating_sub(shared.waited).min(PATIENCE);
         let deadline = shared.deadline.get_or_insert_with(|| Box::pin(sleep_until(until)));
         if deadline.deadline() != until {
             deadline.as_mut().reset(until);
@@ -220,6 +235,13 @@ mod tests {
         };
         let started = Instant::now();
         let (handed, _) = divide(drops(10), 10 * KIB);
+        assert_eq!(whole(handed).await.unwrap_err().status, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(started.elapsed(), PATIENCE);
+        // What came quickly buys no time to do nothing.
+        let silent = stream::once(async { Ok::<_, Infallible>(Bytes::from(vec![b' '; 9 * KIB])) });
+        let silent = Body::from_stream(silent.chain(stream::pending()));
+        let started = Instant::now();
+        let (handed, _) = divide(silent, 10 * KIB);
         assert_eq!(whole(handed).await.unwrap_err().status, StatusCode::REQUEST_TIMEOUT);
         assert_eq!(started.elapsed(), PATIENCE);
         let (handed, _) = divide(drops(5 * KIB), 500 * KIB);

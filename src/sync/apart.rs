@@ -44,7 +44,8 @@ impl ClientSync {
         let user = &round.request.user;
         let Some(row) = self.reader.membership_of(user, room).await? else { return Ok(false) };
         let is_invite = place.membership == Membership::Invite;
-        if is_invite && (round.ignored.contains(&row.value.sender) || self.blocks_invites(user).await?) {
+        if is_invite && (round.ignored.contains(&row.value.sender) || self.users.blocks_invites(user).await?)
+        {
             return Ok(false);
         }
         out.extend_from_slice(if is_invite { b"{\"invite_state\":" } else { b"{\"knock_state\":" });
@@ -92,17 +93,6 @@ impl ClientSync {
             events.extend(self.reader.state_event(room, snapshot, "m.room.member", user).await?);
         }
         Ok(events)
-    }
-
-    /// Whether the user wants no invites at all.
-    async fn blocks_invites(&self, user: &UserId) -> Result<bool, StoreError> {
-        #[derive(serde::Deserialize)]
-        struct Content {
-            default_action: Option<String>,
-        }
-        let content = self.users.account_data(user, None, "m.invite_permission_config").await?;
-        let content = content.and_then(|content| serde_json::from_str::<Content>(content.get()).ok());
-        Ok(content.is_some_and(|content| content.default_action.as_deref() == Some("block")))
     }
 
     /// Writes a room that was left or from which the user was banned, up to then; whether there was anything.

@@ -43,6 +43,8 @@ use self::{
 const FILTER_BYTES: u64 = 2 * 1024 * 1024;
 /// What a filter takes beside its JSON, about.
 const FILTER_OVERHEAD: u64 = 1024;
+/// Users whose presence is looked at for one answer.
+const MAX_PRESENCE: usize = 5_000;
 /// Sections of `rooms`, by their names.
 type Sections = BTreeMap<&'static str, Vec<u8>>;
 
@@ -363,7 +365,8 @@ impl ClientSync {
         }
         let (presence, filter) = (self.users.presence(), &round.request.filter.presence);
         let seen = round.since.filter(|since| since.boot == self.boot).map_or(0, |since| since.presence);
-        let (changed, _) = presence.changes_since(seen, |user| filter.wants_sender(user.as_str()));
+        let (changed, _) =
+            presence.changes_since(seen, MAX_PRESENCE, |user| filter.wants_sender(user.as_str()));
         if changed.is_empty() {
             return Ok(false);
         }

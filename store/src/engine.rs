@@ -88,8 +88,10 @@ pub trait Engine: Send + Sync + 'static {
     /// How far it has come.
     fn progress(&self) -> &Arc<Progress>;
 
-    /// Refuses further commits, and returns when the queued ones are done and, if nobody else holds the engine,
-    /// its files are free.
+    /// Refuses further commits, and returns when the queued ones are done.
+    async fn finish(&self);
+
+    /// The same, and then waits until nobody else holds the engine any more: its files are free.
     async fn close(self: Arc<Self>);
 }
 

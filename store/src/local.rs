@@ -130,7 +130,7 @@ impl<D: Disk> Engine for Local<D> {
         &self.progress
     }
 
-    async fn close(self: Arc<Self>) {
+    async fn finish(&self) {
         self.stop();
         if let Writer::Thread { ended, .. } = &self.writer {
             let ended = ended.lock().take();
@@ -138,6 +138,10 @@ impl<D: Disk> Engine for Local<D> {
                 let _ = ended.await;
             }
         }
+    }
+
+    async fn close(self: Arc<Self>) {
+        self.finish().await;
         let released = self.released.lock().take();
         drop(self);
         if let Some(released) = released

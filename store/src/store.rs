@@ -238,8 +238,13 @@ impl Store {
         self.0.engine.progress().stats()
     }
 
-    /// Refuses further commits, and returns when the queued ones are on the disk. The files are free once all
-    /// clones are gone.
+    /// Refuses further commits, and returns when the queued ones are on the disk: the end of a process, whose files are
+    /// free when it is gone.
+    pub async fn finish(&self) {
+        self.0.engine.finish().await;
+    }
+
+    /// The same, and waits until the files are free, which they are once all clones are gone.
     pub async fn close(self) {
         let engine = self.0.engine.clone();
         drop(self);

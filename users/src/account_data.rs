@@ -85,6 +85,17 @@ impl Users {
         Ok(row.and_then(|row| raw(&row.value)))
     }
 
+    /// Whether the user wants no invites at all, by `m.invite_permission_config`.
+    pub async fn blocks_invites(&self, user: &UserId) -> Result<bool, StoreError> {
+        #[derive(serde::Deserialize)]
+        struct Content {
+            default_action: Option<String>,
+        }
+        let content = self.account_data(user, None, "m.invite_permission_config").await?;
+        let content = content.and_then(|content| serde_json::from_str::<Content>(content.get()).ok());
+        Ok(content.is_some_and(|content| content.default_action.as_deref() == Some("block")))
+    }
+
     /// Writes the content of one type, which `/sync` then shows.
     pub async fn set_account_data(
         &self,

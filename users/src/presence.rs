@@ -24,6 +24,8 @@ pub const MAX_PRESENT_USERS: usize = 50_000;
 pub const CURRENTLY_ACTIVE: Duration = Duration::from_secs(60);
 /// Of those who changed longest ago, so many are looked at for one to forget.
 const LOOKED_AT: usize = 64;
+/// Servers repeat what their users are every twenty-five minutes or so: who was not heard of for this long is offline.
+const REMOTE_OFFLINE_AFTER: Duration = Duration::from_secs(45 * 60);
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// How presence behaves.
@@ -88,6 +90,8 @@ struct Present {
     /// The user's own wish, kept while the idle timer shows something else.
     last_active: Option<Instant>,
     last_sync: Instant,
+    /// Another server's user: that one says when they are idle.
+    is_remote: bool,
     /// Syncs that wait right now: who waits is there.
     waiting: u32,
     currently_active: bool,
@@ -158,6 +162,7 @@ impl Presence {
             present.last_active =
                 view.last_active_ago_ms.and_then(|ago| now.checked_sub(Duration::from_millis(ago)));
             present.last_sync = now;
+            present.is_remote = true;
         });
     }
 
@@ -186,18 +191,20 @@ impl Presence {
         self.state.lock().users.get(user).map_or_else(PresenceView::offline, |present| present.view(now))
     }
 
-    /// Who changed after `since` among the users that `wanted` names, with the counter read up to. Where too much has
-    /// happened to tell, everyone who is known counts as changed; more than [`MAX_PRESENT_USERS`] never are.
+    /// Who changed after `since` among the users that `wanted` names, with the counter read up to: at most `limit`, the
+    /// latest, as what is older says little of who is there now. Where too much has happened to tell, everyone who is
+    /// known counts as changed.
     pub fn changes_since(
         &self,
         since: u64,
+        limit: usize,
         wanted: impl Fn(&UserId) -> bool,
     ) -> (Vec<(OwnedUserId, PresenceView)>, u64) {
         let now = Instant::now();
         let state = self.state.lock();
         let since = if state.floor > since { 0 } else { since };
-        let changed = state.order.range(since.saturating_add(1)..).map(|(_, user)| user);
-        let views = changed.filter(|user| wanted(user)).filter_map(|user| {
+        let changed = state.order.range(since.saturating_add(1)..).rev().map(|(_, user)| user);
+        let views = changed.filter(|user| wanted(user)).take(limit).filter_map(|user| {
             let present = state.users.get(user)?;
             Some((user.clone(), present.view(now)))
         });
@@ -261,6 +268,17 @@ impl Drop for Syncing {
 }
 
 impl Present {
+    fn is_gone(&self, options: &PresenceOptions, now: Instant) -> bool {
+        let limit = if self.is_remote { REMOTE_OFFLINE_AFTER } else { options.offline_after };
+        self.waiting == 0 && now.saturating_duration_since(self.last_sync) >= limit
+    }
+
+    /// Of others' users their servers say so themselves.
+    fn is_inactive(&self, options: &PresenceOptions, now: Instant) -> bool {
+        let long_ago = |at| now.saturating_duration_since(at) >= options.idle_after;
+        !self.is_remote && self.last_active.is_none_or(long_ago)
+    }
+
     fn view(&self, now: Instant) -> PresenceView {
         PresenceView {
             presence: self.presence.clone(),
@@ -288,6 +306,7 @@ impl State {
                 status_msg: None,
                 last_active: None,
                 last_sync: now,
+                is_remote: false,
                 waiting: 0,
                 currently_active: false,
                 changed: 0,
@@ -310,13 +329,12 @@ impl State {
     }
 
     fn pass_time(&mut self, options: &PresenceOptions, now: Instant) -> Vec<OwnedUserId> {
-        let idle = |since: Instant, limit: Duration| now.saturating_duration_since(since) >= limit;
         let due: Vec<OwnedUserId> = self
             .users
             .iter()
             .filter(|(_, present)| {
-                let gone = present.waiting == 0 && idle(present.last_sync, options.offline_after);
-                let inactive = present.last_active.is_none_or(|at| idle(at, options.idle_after));
+                let gone = present.is_gone(options, now);
+                let inactive = present.is_inactive(options, now);
                 (gone && present.presence != PresenceState::Offline)
                     || (inactive && present.presence == PresenceState::Online)
                     || present.currently_active != present.is_currently_active(now)
@@ -325,11 +343,7 @@ impl State {
             .collect();
         for user in &due {
             self.update(user, now, |present, now| {
-                let gone = present.waiting == 0
-                    && now.saturating_duration_since(present.last_sync) >= options.offline_after;
-                let inactive = present
-                    .last_active
-                    .is_none_or(|at| now.saturating_duration_since(at) >= options.idle_after);
+                let (gone, inactive) = (present.is_gone(options, now), present.is_inactive(options, now));
                 if gone {
                     present.presence = PresenceState::Offline;
                 } else if inactive && present.presence == PresenceState::Online {
@@ -381,7 +395,7 @@ mod tests {
         let seen = presence.counter();
         tokio::time::sleep(Duration::from_secs(310)).await;
         assert_eq!(presence.of(alice).presence, PresenceState::Unavailable);
-        assert_eq!(presence.changes_since(seen, |_| true).0.len(), 1);
+        assert_eq!(presence.changes_since(seen, 10, |_| true).0.len(), 1);
         drop(presence.syncing(alice, &PresenceState::Online));
         assert_eq!(presence.of(alice).presence, PresenceState::Unavailable, "a poll is no activity");
         presence.active(alice);
@@ -403,7 +417,7 @@ mod tests {
             presence.active(alice);
         }
         assert_eq!(presence.counter(), seen);
-        assert_eq!(presence.changes_since(seen, |_| true), (vec![], seen));
+        assert_eq!(presence.changes_since(seen, 10, |_| true), (vec![], seen));
     }
 
     // Those who saw a user hear that they are gone, and of nobody else.
@@ -415,12 +429,12 @@ mod tests {
         presence.set(bob, PresenceState::Online, None);
         let seen = presence.counter();
         presence.gone(alice);
-        let (changes, seen_now) = presence.changes_since(seen, |_| true);
+        let (changes, seen_now) = presence.changes_since(seen, 10, |_| true);
         let [(user, view)] = &changes[..] else { panic!("{changes:?}") };
         assert_eq!((&**user, &view.presence, view.currently_active), (alice, &PresenceState::Offline, false));
         assert_eq!(view.status_msg.as_deref(), Some("here"));
         presence.forget(alice);
-        let (changes, seen) = presence.changes_since(seen_now, |_| true);
+        let (changes, seen) = presence.changes_since(seen_now, 10, |_| true);
         assert_eq!(changes, vec![(alice.to_owned(), PresenceView::offline())]);
         presence.forget(alice);
         presence.gone(user_id!("@never:seen"));
@@ -448,9 +462,9 @@ mod tests {
         let presence = presence(PresenceOptions::default());
         let alice = user_id!("@alice:a");
         presence.set(alice, PresenceState::Unavailable, Some("lunch".to_owned()));
-        let (changes, _) = presence.changes_since(0, |user| user == alice);
+        let (changes, _) = presence.changes_since(0, 10, |user| user == alice);
         assert_eq!(changes[0].1.status_msg.as_deref(), Some("lunch"));
-        assert_eq!(presence.changes_since(0, |_| false).0, vec![]);
+        assert_eq!(presence.changes_since(0, 10, |_| false).0, vec![]);
     }
 
     // Switched off, everyone is offline and nothing is held.

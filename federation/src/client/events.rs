@@ -78,7 +78,9 @@ impl Client {
         transaction: &str,
     ) -> Result<SendAnswer, RequestError> {
         let path = path("/_matrix/federation/v1/send", &[txn_id]);
-        self.read(server, Call::put(path, transaction).limits(HEAVY).must_succeed()).await
+        let answer = self.call(server, Call::put(path, transaction).limits(HEAVY).must_succeed()).await?;
+        // It was taken, whatever else is said: to send it again would change nothing.
+        Ok(serde_json::from_slice(answer.body()).unwrap_or_default())
     }
 
     /// `GET event`: one event.

@@ -110,9 +110,11 @@ impl Inbound {
         }
         let mut came = false;
         for (pdu, received) in new.iter().zip(receive_all(rooms, &new).await) {
-            came |= match received? {
-                Received::Missing { .. } => rooms.enqueue(pdu, server).await?,
-                _ => true,
+            came |= match received {
+                Ok(Received::Missing { .. }) => rooms.enqueue(pdu, server).await?,
+                // It will never be here; what follows it does without it.
+                Err(error) if error.is_final() => false,
+                received => received.map(|_| true)?,
             };
         }
         Ok(came)
@@ -234,7 +236,10 @@ impl Inbound {
         }
         let mut came = false;
         for received in receive_outliers(&self.0.rooms, &new).await {
-            came |= !matches!(received?, Received::Missing { .. });
+            came |= match received {
+                Err(error) if error.is_final() => false,
+                received => !matches!(received?, Received::Missing { .. }),
+            };
         }
         Ok(came)
     }

@@ -16,7 +16,10 @@ use std::{
 use hearth_rooms::WriteError;
 use parking_lot::Mutex;
 use ruma::{OwnedRoomId, RoomId};
-use tokio::sync::{Notify, Semaphore};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 
 use super::{Inbound, Inner};
 
@@ -32,6 +35,8 @@ const WORKERS_MAX: usize = 10_000;
 pub const ROUNDS_MAX: u32 = 20;
 /// Rounds in which nothing came, one after another.
 pub const TRIES_MAX: u32 = 4;
+/// However often something comes meanwhile, what has been waited for in vain for so long is given up.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(15 * 60);
 /// How long it is waited after the first round without anything; four times as long after each further one.
 const PAUSE: Duration = Duration::from_secs(10);
 /// However often something comes, rounds in vain are so far apart.
@@ -152,6 +157,7 @@ struct Worker {
 impl Worker {
     async fn work(&self) {
         let (mut rounds, mut tries) = (0, 0);
+        let mut stuck_since: Option<Instant> = None;
         while let Some(inner) = self.inner.upgrade() {
             let inbound = Inbound(inner);
             let round = {
@@ -165,24 +171,28 @@ impl Worker {
                     if inbound.may_leave(&self.room, &self.bell) {
                         return;
                     }
-                    (rounds, tries) = (0, 0);
+                    (rounds, tries, stuck_since) = (0, 0, None);
                     continue;
                 }
-                Ok(Round::Progress) => (rounds, tries) = (rounds + 1, 0),
+                Ok(Round::Progress) => (rounds, tries, stuck_since) = (rounds + 1, 0, None),
                 Ok(Round::Stuck) => tries += 1,
                 Err(error) => {
                     tracing::warn!(room_id = %self.room, %error, "fetching for a room failed");
                     tries += 1;
                 }
             }
-            if rounds > ROUNDS_MAX || tries > TRIES_MAX {
+            if tries > 0 {
+                stuck_since.get_or_insert_with(Instant::now);
+            }
+            let is_stuck = stuck_since.is_some_and(|since| since.elapsed() > GIVEN_UP_AFTER);
+            if rounds > ROUNDS_MAX || tries > TRIES_MAX || is_stuck {
                 if let Err(error) = inbound.give_up(&self.room).await {
                     tracing::warn!(room_id = %self.room, %error, "what waits in a room could not be given up");
                 }
                 if inbound.may_leave(&self.room, &self.bell) {
                     return;
                 }
-                (rounds, tries) = (0, 0);
+                (rounds, tries, stuck_since) = (0, 0, None);
             }
             drop(inbound);
             if tries > 0 && self.pause(tries).await {

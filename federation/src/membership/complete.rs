@@ -90,7 +90,7 @@ pub(super) async fn complete_rooms(parts: Parts) {
                 match done {
                     Some(Ok(())) => drop(failed.remove(&room)),
                     Some(Err(error)) => {
-                        let again = Failed::after(failed.get(&room).map_or(0, |failed| failed.rounds) + 1);
+                        let again = Failed::after(failed.get(&room).map_or(0, |failed| failed.rounds).saturating_add(1));
                         tracing::info!(room_id = %room, rounds = again.rounds, %error, "a room still lacks members");
                         failed.insert(room, again);
                     }

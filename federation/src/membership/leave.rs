@@ -4,12 +4,12 @@
 
 use std::time::Duration;
 
-use hearth_dag::VerifiedPdu;
+use hearth_dag::{RoomRules, VerifiedPdu};
 use hearth_rooms::{Membership, MembershipError, OutOfBand, Profile, Remove, WriteError};
 use hearth_store::Commit;
 
 use super::{
-    Parts, RemoteRoomError, RemoteRooms,
+    Parts, RemoteRoomError, RemoteRooms, Unusable,
     asking::{Asking, candidates},
     template::CheckedTemplate,
 };
@@ -44,7 +44,7 @@ impl Parts {
             Membership::Ban => return Err(MembershipError::Banned(remove.user.clone()).into()),
             Membership::Invite | Membership::Knock | Membership::Join => {}
         }
-        let told = match tokio::time::timeout(LEAVE_TIME, self.tell_leave(remove)).await {
+        let told = match tokio::time::timeout(LEAVE_TIME, self.tell_leave(remove, room.rules)).await {
             Ok(told) => told?,
             Err(_) => None,
         };
@@ -66,7 +66,11 @@ impl Parts {
     }
 
     /// The leave, if a server of the room took it.
-    async fn tell_leave(&self, remove: &Remove) -> Result<Option<VerifiedPdu>, WriteError> {
+    async fn tell_leave(
+        &self,
+        remove: &Remove,
+        rules: &RoomRules,
+    ) -> Result<Option<VerifiedPdu>, WriteError> {
         let servers = candidates(&self.federation, &self.rooms, &remove.room, &remove.user, &[]).await?;
         let client = self.client_for(remove.user.server_name());
         let mut asking = Asking::new(servers, |server| {
@@ -76,6 +80,10 @@ impl Parts {
         while let Some((server, template)) = asking.next().await {
             let content = Profile::default().member_content("leave", remove.reason.as_deref());
             let made = CheckedTemplate::check(&template, &remove.room, &remove.user, "leave")
+                .and_then(|checked| match std::ptr::eq(checked.rules, rules) {
+                    true => Ok(checked),
+                    false => Err(Unusable::Template("of another version than the room's")),
+                })
                 .and_then(|checked| checked.build(self, &remove.room, &remove.user, content));
             let pdu = match made {
                 Ok(pdu) => pdu,

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use hearth_rooms::serve::OutgoingPage;
-use hearth_store::{Commit, StoreError, StreamPosition};
+use hearth_store::{Commit, CommitError, StoreError, StreamPosition};
 use ruma::OwnedServerName;
 
 use super::{Inner, STORE_PAUSE};
@@ -23,7 +23,12 @@ impl Inner {
         let mut watch = self.store.watch();
         let mut after = loop {
             match self.store.get(&SENT_UP_TO, &()).await {
-                Ok(row) => break row.unwrap_or(StreamPosition::ZERO),
+                Ok(Some(row)) => break row,
+                // The first start: what was before has no server that waits for it.
+                Ok(None) => match self.begin().await {
+                    Ok(begin) => break begin,
+                    Err(error) => self.pause(&error).await,
+                },
                 Err(error) => self.pause(&error).await,
             }
         };
@@ -53,6 +58,19 @@ impl Inner {
                     Some(_) => break,
                 }
             }
+        }
+    }
+
+    /// Notes where a sender without a cursor begins, so that it is the same after a crash.
+    async fn begin(&self) -> Result<StreamPosition, StoreError> {
+        let begin = self.store.watermark();
+        let mut commit = Commit::new();
+        commit.expect_absent(&SENT_UP_TO, &());
+        commit.put(&SENT_UP_TO, &(), &begin);
+        match self.store.commit(commit).await {
+            Ok(_) => Ok(begin),
+            Err(CommitError::Conflict) => Ok(self.store.get(&SENT_UP_TO, &()).await?.unwrap_or(begin)),
+            Err(CommitError::Store(error)) => Err(error),
         }
     }
 

@@ -62,7 +62,8 @@ impl Inner {
         if !matches!(self.federation.destinations().not_before(server).await, Ok(None)) {
             return;
         }
-        self.state.lock().wake(server, Lane::Ordinary);
+        // That it asks us something does not say that we reach it.
+        self.state.lock().wake(server, Lane::Trials);
         self.start_workers();
     }
 

@@ -72,5 +72,7 @@ impl Engine for Gate {
         self.store.engine().progress()
     }
 
+    async fn finish(&self) {}
+
     async fn close(self: Arc<Self>) {}
 }

@@ -296,7 +296,7 @@ async fn without_a_device_nobody_is_online() {
     let mut changes = world.users.volatile_changes();
     world.users.delete_devices_except(&alice, None).await.unwrap();
     assert_eq!(presence.of(&alice).presence, PresenceState::Offline);
-    assert_eq!(presence.changes_since(seen, |_| true).0.len(), 1);
+    assert_eq!(presence.changes_since(seen, 10, |_| true).0.len(), 1);
     assert_eq!(changes.try_recv().unwrap(), Volatile::Presence(alice));
 }
 
