@@ -20,6 +20,8 @@ use crate::tables::{HEAD_SNAPSHOTS, Membership, PARTIAL_ROOMS, SnapshotRow};
 /// Bytes of lists of servers that are kept, and about how much a server takes in one.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 const BYTES_OF_A_SERVER: u64 = 120;
+/// A cache that expects no more is not divided; it holds as many as its bytes allow.
+const ROOMS_OF_ONE_PIECE: usize = 32;
 /// How often the members are read again because they changed meanwhile.
 const TRIES: usize = 4;
 /// Changes of members whose events are read at a time.
@@ -49,8 +51,9 @@ impl RoomServers {
 
 pub(super) type ServersCache = Cache<RoomSn, Arc<Entry>, ByBytes>;
 
+/// In one piece: of several, each would be too small for the list of a large room, which would then never be kept.
 pub(super) fn new_cache() -> ServersCache {
-    Cache::with_weighter(1_000, CACHE_BYTES, ByBytes)
+    Cache::with_weighter(ROOMS_OF_ONE_PIECE, CACHE_BYTES, ByBytes)
 }
 
 #[derive(Clone)]
@@ -287,5 +290,21 @@ impl Rooms {
             }
         }
         Ok(servers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_rooms_are_kept_beside_many_small_ones() {
+        let cache = new_cache();
+        let entry = |servers| Arc::new(Entry { servers, counted: Mutex::default() });
+        cache.insert(RoomSn(0), entry(30_000));
+        for room in 1..1_000 {
+            cache.insert(RoomSn(room), entry(3));
+            assert!(cache.get(&RoomSn(0)).is_some() && cache.get(&RoomSn(room)).is_some(), "{room}");
+        }
     }
 }
