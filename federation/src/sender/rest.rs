@@ -6,7 +6,7 @@ use hearth_store::{Range, StoreError};
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{Inner, STORE_PAUSE, state::Lane};
+use super::{Inner, STORE_PAUSE};
 use crate::tables::{BEHIND, MUST_ARRIVE};
 
 /// After a start, those who are owed something are tried this far apart.
@@ -26,7 +26,7 @@ impl Inner {
                 while let Some((due_ms, server)) = state.timers.first().cloned()
                     && due_ms <= now_ms
                 {
-                    state.wake(&server, Lane::Trials);
+                    state.wake(&server);
                     state.timers.remove(&(due_ms, server));
                 }
                 state.timers.first().map(|(due_ms, _)| *due_ms)
@@ -63,7 +63,7 @@ impl Inner {
             return;
         }
         // That it asks us something does not say that we reach it.
-        self.state.lock().wake(server, Lane::Trials);
+        self.state.lock().wake(server);
         self.start_workers();
     }
 

@@ -415,12 +415,12 @@ impl State {
         }
     }
 
-    /// A resting destination is tried now.
-    pub(super) fn wake(&mut self, server: &ServerName, lane: Lane) {
+    /// A resting destination is tried now, among those of which it is not known whether they can be reached.
+    pub(super) fn wake(&mut self, server: &ServerName) {
         let Some(destination) = self.destinations.get_mut(server) else { return };
         if let Stage::Resting { until_ms } = destination.stage {
             self.timers.remove(&(until_ms, server.to_owned()));
-            self.enqueue(server, lane);
+            self.enqueue(server, Lane::Trials);
         }
     }
 
