@@ -8,6 +8,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use hearth_dag::VerifiedPdu;
 use hearth_store::Commit;
 use ruma::{EventId, OwnedEventId, RoomId};
@@ -185,6 +186,7 @@ struct Decided {
     missing: Vec<OwnedEventId>,
 }
 
+#[async_trait]
 impl Act for DecideSome<'_> {
     type Output = Decided;
     type Error = WriteError;
@@ -285,6 +287,7 @@ struct PlacedSome {
     gap: Option<Gap>,
 }
 
+#[async_trait]
 impl Act for PlaceSome<'_> {
     type Output = PlacedSome;
     type Error = WriteError;

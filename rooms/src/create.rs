@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use async_trait::async_trait;
 use hearth_dag::{Draft, RoomRules};
 use hearth_store::{Commit, CommitError, StoreError, StreamPosition};
 use ruma::events::TimelineEventType;
@@ -379,6 +380,7 @@ impl CreateRoom {
 /// Events that did not fit into the commit that made the room.
 struct AppendMore(VecDeque<Draft>);
 
+#[async_trait]
 impl Act for AppendMore {
     type Output = VecDeque<Draft>;
     type Error = WriteError;

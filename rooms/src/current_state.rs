@@ -3,6 +3,7 @@
 //!   holds, the rows of other servers' users are written first ([`Rooms::write_members`]), and the change comes after;
 //!   those of our users follow (`late_members.rs`).
 
+use async_trait::async_trait;
 use hearth_store::{COMMIT_BYTES, COMMIT_ROWS, Commit, Positioned, StreamPosition};
 use ruma::UserId;
 use std::sync::Arc;
@@ -200,6 +201,7 @@ struct WriteMembers<'a> {
     unless_resident: bool,
 }
 
+#[async_trait]
 impl Act for WriteMembers<'_> {
     type Output = ();
     type Error = WriteError;

@@ -2,6 +2,7 @@
 //! * An alias leads to one room; taking it, losing it and what is said about it in the room are decided in its lane.
 //! * Whoever may change the room's canonical alias may also remove any alias of it, and list the room or not.
 
+use async_trait::async_trait;
 use hearth_store::{Commit, Order, StoreError};
 use ruma::events::TimelineEventType;
 use ruma::{OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomAliasId, RoomId, UserId};
@@ -152,6 +153,7 @@ struct SetAlias {
     user: OwnedUserId,
 }
 
+#[async_trait]
 impl Act for SetAlias {
     type Output = ();
     type Error = AliasError;
@@ -177,6 +179,7 @@ struct DeleteAlias {
     as_admin: bool,
 }
 
+#[async_trait]
 impl Act for DeleteAlias {
     type Output = ();
     type Error = AliasError;
@@ -200,6 +203,7 @@ struct SetListed {
     as_admin: bool,
 }
 
+#[async_trait]
 impl Act for SetListed {
     type Output = ();
     type Error = AliasError;

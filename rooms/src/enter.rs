@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use hearth_dag::{Pdu, Rejection, RoomRules, StateKey, VerifiedPdu, check};
 use hearth_store::{Commit, CommitError, StoreError, StreamPosition};
 use ruma::events::StateEventType;
@@ -263,6 +264,7 @@ impl Rooms {
 
 struct CorrectVersion(Arc<RoomInfo>);
 
+#[async_trait]
 impl Act for CorrectVersion {
     type Output = ();
     type Error = WriteError;
@@ -299,6 +301,7 @@ struct Enter<'a> {
     state: &'a HeldState,
 }
 
+#[async_trait]
 impl Act for Enter<'_> {
     type Output = Entry;
     type Error = WriteError;

@@ -5,6 +5,7 @@
 //! * The event stands in no timeline; other servers get it as any other. It has as many prev events as any event of
 //!   ours, so that several may be needed.
 
+use async_trait::async_trait;
 use hearth_dag::Draft;
 use hearth_store::{Commit, Order};
 use ruma::events::TimelineEventType;
@@ -47,6 +48,7 @@ impl Rooms {
 
 struct MergeForks;
 
+#[async_trait]
 impl Act for MergeForks {
     type Output = Option<crate::append::Appended>;
     type Error = WriteError;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use hearth_dag::{Pdu, Rejection, RoomRules, StateKey, VerifiedPdu, check, check_auth_events};
 use hearth_store::{Blob, Commit, KEY_MAX};
 use ruma::events::{StateEventType, TimelineEventType};
@@ -211,6 +212,7 @@ impl Rooms {
 /// Keeps as many events as fit into a commit. Says how many it took.
 struct ImportSome<'a>(&'a [VerifiedPdu]);
 
+#[async_trait]
 impl Act for ImportSome<'_> {
     type Output = usize;
     type Error = WriteError;
@@ -280,6 +282,7 @@ pub(crate) enum Members {
 
 type Records = Vec<(RecordSn, Blob)>;
 
+#[async_trait]
 impl Act for KeepState<'_> {
     type Output = (SnapshotId, Records);
     type Error = WriteError;
@@ -322,6 +325,7 @@ impl Act for KeepState<'_> {
 
 struct KeepRecords(Records);
 
+#[async_trait]
 impl Act for KeepRecords {
     type Output = ();
     type Error = WriteError;

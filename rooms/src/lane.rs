@@ -9,10 +9,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use hearth_store::{Commit, CommitError, Committed, Pending, StoreError};
 use parking_lot::Mutex;
 use ruma::EventId;
-use tokio::sync::watch;
+use tokio::sync::{MutexGuard, watch};
 
 use crate::errors::WriteError;
 use crate::events::{Events, RoomInfo};
@@ -104,12 +106,16 @@ impl Lanes {
 }
 
 /// What a lane decides: an operation with all that it needs.
+///
+/// Its future is boxed, and so are the two of [`Rooms::decide`] around it: an async function is compiled where it is
+/// called, so that without them every package above, and every test, would compile the whole of this one again.
+#[async_trait]
 pub(crate) trait Act: Sync {
     type Output: Send;
     type Error: From<WriteError> + Send;
 
     /// Decides on the turn's head. Writes nothing: no commit. Before its first write it may refuse; the head stays.
-    fn decide(&self, turn: &mut Turn) -> impl Future<Output = Result<Self::Output, Self::Error>> + Send;
+    async fn decide(&self, turn: &mut Turn) -> Result<Self::Output, Self::Error>;
 
     /// Whether it also runs where we are not resident.
     fn anywhere(&self) -> bool {
@@ -145,6 +151,21 @@ pub(crate) struct Done<T> {
     pub(crate) committed: Option<Committed>,
 }
 
+/// A lane that is held, and the turn in it.
+struct Open<'a> {
+    lane: &'a Arc<Lane>,
+    held: MutexGuard<'a, Option<Head>>,
+    turn: Turn,
+    waits: Waits,
+}
+
+/// How a turn ended that was not refused.
+enum Ended {
+    Durable(Option<Committed>),
+    /// Another writer was first, or a commit before it failed.
+    Again,
+}
+
 impl Rooms {
     /// Lets `act` decide in the room's lane, until its commit is durable or it refuses.
     pub(crate) async fn decide<A: Act>(
@@ -155,75 +176,101 @@ impl Rooms {
     ) -> Result<Done<A::Output>, A::Error> {
         let lane = self.lanes().of(room.sn);
         for _ in 0..TRIES {
+            let Some(mut open) =
+                self.begin(&lane, room, act.anywhere(), act.waits(), act.looks_for()).await?
+            else {
+                continue;
+            };
+            let output = match act.decide(&mut open.turn).await {
+                Ok(output) => output,
+                Err(refusal) => {
+                    if !open.turn.has_written() {
+                        *open.held = Some(open.turn.head);
+                    }
+                    return Err(refusal);
+                }
+            };
+            if let Ended::Durable(committed) = self.end(open, also).await? {
+                return Ok(Done { output, committed });
+            }
+        }
+        Err(WriteError::Busy.into())
+    }
+
+    /// Takes the lane and its head. None if a commit failed that it had to wait for.
+    fn begin<'a>(
+        &'a self,
+        lane: &'a Arc<Lane>,
+        room: &'a Arc<RoomInfo>,
+        anywhere: bool,
+        waits: Waits,
+        looks_for: Option<&'a EventId>,
+    ) -> BoxFuture<'a, Result<Option<Open<'a>>, WriteError>> {
+        Box::pin(async move {
             let mut held = lane.head.lock().await;
             if lane.broken.swap(false, Ordering::SeqCst) {
                 *held = None;
             }
-            // Taken out: whatever ends this function early leaves none behind.
+            // Taken out: whatever ends this turn early leaves none behind.
             let head = match held.take() {
                 Some(head) => head,
                 None => {
                     lane.settled().await;
                     lane.broken.store(false, Ordering::SeqCst);
                     let head = Head::load(self.store(), self.events(), room.clone()).await;
-                    head.map_err(WriteError::from)?.ok_or(WriteError::UnknownRoom)?
+                    head?.ok_or(WriteError::UnknownRoom)?
                 }
             };
-            if !act.anywhere() && !head.is_resident() {
+            if !anywhere && !head.is_resident() {
                 *held = Some(head);
-                return Err(WriteError::NotResident.into());
+                return Err(WriteError::NotResident);
             }
-            let is_alone = act.looks_for().is_some_and(|event| !self.is_looked_for(room.sn, event));
-            if act.waits() != Waits::Never && !is_alone {
-                let goal = match act.waits() {
+            let is_alone = looks_for.is_some_and(|event| !self.is_looked_for(room.sn, event));
+            if waits != Waits::Never && !is_alone {
+                let goal = match waits {
                     Waits::ForAll => &lane.submitted,
                     Waits::ForItsKind | Waits::Never => &lane.ranged,
                 };
                 lane.reached(goal.load(Ordering::SeqCst)).await;
                 if lane.broken.load(Ordering::SeqCst) {
-                    continue;
+                    return Ok(None);
                 }
             }
-            let mut turn = Turn::new(self.clone(), head);
-            let output = match act.decide(&mut turn).await {
-                Ok(output) => output,
-                Err(refusal) => {
-                    if !turn.has_written() {
-                        *held = Some(turn.head);
-                    }
-                    return Err(refusal);
+            Ok(Some(Open { lane, held, turn: Turn::new(self.clone(), head), waits }))
+        })
+    }
+
+    /// Submits what the turn decided, lets the next one into the lane, and waits for the disk.
+    fn end<'a>(&'a self, open: Open<'a>, also: &'a Commit) -> BoxFuture<'a, Result<Ended, WriteError>> {
+        Box::pin(async move {
+            let Open { lane, mut held, turn, waits } = open;
+            let ended = if turn.has_written() {
+                let (head, settling) = self.submit(turn, also.clone(), lane);
+                if waits != Waits::Never {
+                    lane.ranged.store(lane.submitted.load(Ordering::SeqCst), Ordering::SeqCst);
                 }
-            };
-            if !turn.has_written() {
+                *held = Some(head);
+                drop(held);
+                settling.await_done().await
+            } else {
                 *held = Some(turn.head);
                 drop(held);
                 // What it saw may not be durable yet.
                 lane.settled().await;
                 if lane.broken.load(Ordering::SeqCst) {
-                    continue;
+                    return Ok(Ended::Again);
                 }
-                if !also.is_empty() {
-                    match self.store().commit(also.clone()).await {
-                        Ok(committed) => return Ok(Done { output, committed: Some(committed) }),
-                        Err(CommitError::Conflict) => continue,
-                        Err(CommitError::Store(error)) => return Err(WriteError::from(error).into()),
-                    }
+                if also.is_empty() {
+                    return Ok(Ended::Durable(None));
                 }
-                return Ok(Done { output, committed: None });
+                self.store().commit(also.clone()).await
+            };
+            match ended {
+                Ok(committed) => Ok(Ended::Durable(Some(committed))),
+                Err(CommitError::Conflict) => Ok(Ended::Again),
+                Err(CommitError::Store(error)) => Err(error.into()),
             }
-            let (head, settling) = self.submit(turn, also.clone(), &lane);
-            if act.waits() != Waits::Never {
-                lane.ranged.store(lane.submitted.load(Ordering::SeqCst), Ordering::SeqCst);
-            }
-            *held = Some(head);
-            drop(held);
-            match settling.await_done().await {
-                Ok(committed) => return Ok(Done { output, committed: Some(committed) }),
-                Err(CommitError::Conflict) => continue,
-                Err(CommitError::Store(error)) => return Err(WriteError::from(error).into()),
-            }
-        }
-        Err(WriteError::Busy.into())
+        })
     }
 
     /// Makes a new room of a turn that nobody else knows of.

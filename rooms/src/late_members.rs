@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use hearth_store::{Commit, Order, StreamPosition};
 use ruma::UserId;
 
@@ -51,6 +52,7 @@ impl Rooms {
 /// Writes as many rows as fit. Says whether none are left.
 struct TellSome;
 
+#[async_trait]
 impl Act for TellSome {
     type Output = bool;
     type Error = WriteError;

@@ -2,6 +2,7 @@
 //! * What is so already is success without a new event.
 //! * A membership that came from outside of the room (`OUT_OF_BAND`) can be left when nobody else answers.
 
+use async_trait::async_trait;
 use hearth_dag::{Draft, Rejection};
 use hearth_store::{Commit, CommitError, Order, Positioned, StoreError, StreamPosition};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
@@ -277,6 +278,7 @@ async fn send_member(
     Ok(Some((appended.event_id, appended.slot)))
 }
 
+#[async_trait]
 impl Act for Join {
     type Output = ();
     type Error = MembershipError;
@@ -321,6 +323,7 @@ impl Invite {
     }
 }
 
+#[async_trait]
 impl Act for Invite {
     type Output = Written;
     type Error = MembershipError;
@@ -334,6 +337,7 @@ impl Act for Invite {
     }
 }
 
+#[async_trait]
 impl Act for Remove {
     type Output = Written;
     type Error = MembershipError;
@@ -364,6 +368,7 @@ impl Act for Remove {
     }
 }
 
+#[async_trait]
 impl Act for Knock {
     type Output = Written;
     type Error = MembershipError;
@@ -385,6 +390,7 @@ struct UpdateProfile {
     profile: Profile,
 }
 
+#[async_trait]
 impl Act for UpdateProfile {
     type Output = Written;
     type Error = MembershipError;

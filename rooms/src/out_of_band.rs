@@ -6,6 +6,7 @@
 //!   room: that of the inviter, or of a user whose event is in the state that came along. Signatures are the caller's.
 //! * They are decided in the room's lane, so that a room is not entered at the same moment.
 
+use async_trait::async_trait;
 use hearth_dag::{Pdu, RoomRules, VerifiedPdu};
 use hearth_store::{Commit, Positioned, StoreError, StreamPosition};
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId};
@@ -135,6 +136,7 @@ struct Keep<'a> {
     state: Vec<String>,
 }
 
+#[async_trait]
 impl Act for Keep<'_> {
     type Output = StreamPosition;
     type Error = OutOfBandError;
@@ -212,6 +214,7 @@ struct StrippedSender {
 
 struct LeaveForOneself(OwnedUserId);
 
+#[async_trait]
 impl Act for LeaveForOneself {
     type Output = ();
     type Error = MembershipError;

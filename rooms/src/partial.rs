@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 
+use async_trait::async_trait;
 use hearth_dag::{Pdu, Rejection, RoomRules, StateKey, VerifiedPdu, check};
 use hearth_store::{Commit, Order, StoreError, StreamPosition};
 use parking_lot::Mutex;
@@ -162,6 +163,7 @@ struct Complete {
     members_first: Mutex<Vec<StateChange>>,
 }
 
+#[async_trait]
 impl Act for Complete {
     type Output = bool;
     type Error = WriteError;

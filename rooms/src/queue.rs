@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use hearth_dag::{Pdu, ReceivedPdu, VerifiedPdu};
 use hearth_store::{Commit, Order, StoreError};
 use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
@@ -218,6 +219,7 @@ pub(crate) fn references_first<'a>(count: usize, pdu: impl Fn(usize) -> &'a Pdu)
 
 struct Enqueue(QueuedRow);
 
+#[async_trait]
 impl Act for Enqueue {
     type Output = bool;
     type Error = WriteError;
@@ -264,6 +266,7 @@ impl Turn {
 
 struct Dequeue(Vec<u64>);
 
+#[async_trait]
 impl Act for Dequeue {
     type Output = ();
     type Error = WriteError;

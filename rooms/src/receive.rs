@@ -5,6 +5,7 @@
 //! * Rooms do not fetch: what is missing is said, and the caller comes again. Where it cannot be had, the caller brings
 //!   the state before the event instead, and a gap stays in the timeline.
 
+use async_trait::async_trait;
 use hearth_dag::{Pdu, Rejection, VerifiedPdu};
 use hearth_store::{Commit, StreamPosition};
 use parking_lot::Mutex;
@@ -173,6 +174,7 @@ enum Checked<T> {
     Refused(Rejection, Placed),
 }
 
+#[async_trait]
 impl Act for Receive {
     type Output = Received;
     type Error = WriteError;

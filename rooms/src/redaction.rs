@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use hearth_dag::limits::MAX_KEY_BYTES;
 use hearth_dag::{PowerLevels, redact};
@@ -145,6 +146,7 @@ struct Replace {
     target: EventSn,
 }
 
+#[async_trait]
 impl Act for Replace {
     type Output = ();
     type Error = WriteError;

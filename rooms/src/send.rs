@@ -2,6 +2,7 @@
 //! * A transaction id is written in its event's own commit: a repeat, also a concurrent one, finds the event.
 //! * State that is there already makes no new event.
 
+use async_trait::async_trait;
 use hearth_dag::canonical::to_canonical;
 use hearth_dag::{BuildError, Draft, Level, redaction_applies};
 use hearth_store::{Commit, StoreError, StreamPosition};
@@ -127,6 +128,7 @@ impl Rooms {
     }
 }
 
+#[async_trait]
 impl Act for Send {
     type Output = (OwnedEventId, Option<StreamPosition>);
     type Error = SendError;

@@ -11,6 +11,7 @@ use axum::{
     response::Response,
 };
 use hearth_dag::LocalServers;
+use hearth_pictures::{Fit, PictureError};
 use http::{HeaderMap, HeaderValue, StatusCode, header, response::Builder};
 use ruma::api::client::{
     authenticated_media as current,
@@ -29,7 +30,6 @@ use crate::{
         disposition::disposition,
         files::ReceiveError,
         ids::MediaKey,
-        picture::{Fit, PictureError},
         range::{self, Wanted},
         reading::Reader,
         remote::{FetchError, RemoteMedia},

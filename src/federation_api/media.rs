@@ -10,6 +10,7 @@ use axum::{
     response::Response,
 };
 use futures_util::{StreamExt as _, stream};
+use hearth_pictures::Fit;
 use http::{Method, header};
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -20,7 +21,6 @@ use crate::{
         Media,
         disposition::disposition,
         ids::{self, MediaKey},
-        picture::Fit,
         reading::Reader,
         thumbnails,
     },

@@ -8,7 +8,6 @@ pub mod cache;
 pub mod disposition;
 pub mod files;
 pub mod ids;
-pub mod picture;
 pub mod range;
 pub mod reading;
 pub mod remote;
@@ -24,6 +23,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::Stream;
+use hearth_pictures::{Frame, PictureError};
 use hearth_store::{Commit, CommitError, Order, Store, StoreError};
 use ruma::UserId;
 use tokio::sync::{Mutex, Notify};
@@ -31,7 +31,6 @@ use tokio::sync::{Mutex, Notify};
 use self::{
     files::{Files, ReceiveError, Received},
     ids::MediaKey,
-    picture::{Frame, PictureError},
     reading::Reader,
     tables::{Content, File, MEDIA, Medium, OWNED, RESERVED, USAGE, Usage},
     thumbnails::{Thumbnail, Thumbnailer},

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::{StreamExt as _, stream};
+use hearth_pictures::Fit;
 use ruma::{owned_user_id, user_id};
 
 use super::*;
@@ -145,7 +146,7 @@ async fn thumbnails_are_made_once_and_kept() {
     let pieces = stream::iter([std::io::Result::Ok(Bytes::from(png.into_inner()))]);
     let key = bench.media.upload(alice, About::default(), pieces).await.unwrap();
     let file = bench.media.find(&key, Duration::ZERO).await.unwrap();
-    let frame = thumbnails::frame_for(300, 200, picture::Fit::Scale);
+    let frame = thumbnails::frame_for(300, 200, Fit::Scale);
     let made = bench.media.thumbnail(&file, frame).await.unwrap();
     // Without the original only a kept one can come.
     std::fs::remove_file(bench.media.0.files.place(file.id)).unwrap();

@@ -2,13 +2,13 @@
 //! * There are a few sizes only, so that nobody fills the disk by asking for many.
 //! * At most [`AT_ONCE`] pictures are decoded at once, and together they stay within a bound of memory.
 
-use std::{fs::File, io, io::BufReader, path::PathBuf};
+use std::{fs::File, io, path::PathBuf};
 
+use hearth_pictures::{Fit, Frame, PictureError, SmallFormat};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::{
     files::{FileId, Files},
-    picture::{self, Fit, Frame, PictureError, SmallFormat},
     reading::Reader,
 };
 
@@ -83,8 +83,7 @@ impl Thumbnailer {
 }
 
 fn make(files: &Files, id: FileId, frame: Frame) -> Result<(SmallFormat, PathBuf), PictureError> {
-    let original = BufReader::with_capacity(64 * 1024, File::open(files.place(id))?);
-    let small = picture::shrink(original, frame)?;
+    let small = hearth_pictures::shrink(File::open(files.place(id))?, frame)?;
     let place = place(files, id, frame, small.format);
     files.write_derived(&place, &small.bytes)?;
     Ok((small.format, place))

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use hearth_dag::{Pdu, ReceivedPdu, ServerKeys, VerifiedPdu};
 use hearth_store::Commit;
 use ruma::events::TimelineEventType;
@@ -177,6 +178,7 @@ struct LetIn {
     user: OwnedUserId,
 }
 
+#[async_trait]
 impl Act for LetIn {
     type Output = ();
     type Error = HandshakeError;

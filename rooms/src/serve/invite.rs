@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use hearth_dag::canonical::{Object, Value as Canonical};
 use hearth_dag::limits::check_size;
@@ -245,6 +246,7 @@ fn strip(event: &str) -> Option<String> {
 /// Decides an invite as [`Invite`] does, and writes nothing.
 struct Prepare<'a>(&'a Invite);
 
+#[async_trait]
 impl Act for Prepare<'_> {
     type Output = (Pdu, SnapshotId);
     type Error = MembershipError;

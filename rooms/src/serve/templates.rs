@@ -2,6 +2,7 @@
 //! * A template is an event that the rules allow on the room as it is now, without hashes and signatures.
 //! * Nothing is written; its prev events are durable when it is given out.
 
+use async_trait::async_trait;
 use hearth_dag::canonical::Value as Canonical;
 use hearth_dag::{Draft, Rejection};
 use hearth_store::Commit;
@@ -82,6 +83,7 @@ struct MakeTemplate {
     membership: Membership,
 }
 
+#[async_trait]
 impl Act for MakeTemplate {
     type Output = Box<RawValue>;
     type Error = HandshakeError;

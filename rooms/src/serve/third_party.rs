@@ -2,6 +2,7 @@
 //! * Only a server that speaks for its own user, about an invite of a user of ours, is listened to.
 //! * Of the request only what the identity server signed is taken; the rest comes from the room.
 
+use async_trait::async_trait;
 use hearth_dag::{Pdu, Rejection};
 use hearth_store::Commit;
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, ServerName};
@@ -69,6 +70,7 @@ impl Rooms {
 
 struct Exchange<'a>(&'a ThirdPartyInvite);
 
+#[async_trait]
 impl Act for Exchange<'_> {
     type Output = (Pdu, SnapshotId);
     type Error = HandshakeError;

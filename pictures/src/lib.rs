@@ -1,7 +1,13 @@
 //! Pictures made smaller. Pure but for reading the file: what comes in is hostile, so its dimensions are
 //! checked before anything is decoded, and what a decoder may allocate is bounded.
+//!
+//! A package of its own because the resampling is the largest piece of machine code in the server: here it is
+//! compiled once, not with every change of what calls it.
 
-use std::io::{BufRead, Seek};
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Seek},
+};
 
 use fast_image_resize::{
     FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer,
@@ -18,7 +24,7 @@ use image::{
 /// The widest and highest picture that is decoded.
 const SIDE_MAX: u32 = 16_384;
 /// The most bytes that a decoded picture may have.
-pub const DECODED_MAX: u64 = 128 << 20;
+const DECODED_MAX: u64 = 128 << 20;
 /// JPEG quality, of 100.
 const QUALITY: u8 = 80;
 
@@ -100,7 +106,11 @@ impl SmallFormat {
 
 /// Recognises a picture by its content (what its uploader called it says nothing), decodes it (of an animated one
 /// the first frame), turns it upright, and fits it.
-pub fn shrink(file: impl BufRead + Seek, frame: Frame) -> Result<Small, PictureError> {
+pub fn shrink(file: File, frame: Frame) -> Result<Small, PictureError> {
+    shrink_from(BufReader::with_capacity(64 * 1024, file), frame)
+}
+
+fn shrink_from(file: impl BufRead + Seek, frame: Frame) -> Result<Small, PictureError> {
     let mut reader = ImageReader::new(file).with_guessed_format()?;
     if !matches!(
         reader.format(),
@@ -225,7 +235,7 @@ mod tests {
     }
 
     fn shrink(file: &[u8], frame: Frame) -> Result<Small, PictureError> {
-        super::shrink(Cursor::new(file), frame)
+        shrink_from(Cursor::new(file), frame)
     }
 
     fn size(small: &Small) -> (u32, u32) {
