@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::directory::sync;
 use crate::store::refused;
-use crate::tables::{LAST, TOUCHED};
+use crate::tables::LAST;
 use crate::{Commit, Order, Scan, Store, StoreError, StoreOptions};
 
 const STEP_ROWS: usize = 500;
@@ -72,7 +72,7 @@ async fn copy(source: &Store, target: &Store) -> Result<Compacted, StoreError> {
         let mut commit = Commit::new();
         for (key, value) in &rows {
             // How far the copy has come is its own affair.
-            if LAST.all().contains(key) || TOUCHED.all().contains(key) {
+            if LAST.all().contains(key) {
                 continue;
             }
             if commit.bytes() > STEP_BYTES {

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::engine::Answer;
-use crate::tables::{LAST, Last, TOUCHED, TOUCHED_KEPT};
+use crate::tables::{LAST, Last};
 use crate::{
-    Commit, CommitError, Committed, Data, Encoder, Order, Progress, Scan, StoreError, StreamPosition,
-    VALUE_MAX, Value, Wake, chunk,
+    Commit, CommitError, Committed, Data, Encoder, Progress, Scan, StoreError, StreamPosition, Value, Wake,
+    chunk,
 };
 
 /// How many rows are applied at once, unless a single commit has more: for so long readers may have to wait.
@@ -74,8 +74,6 @@ pub(crate) struct Committer<D> {
     /// The last position that [`LAST`] names.
     written_position: u64,
     last_batch: u64,
-    /// The rows of [`TOUCHED`] on the disk, oldest first.
-    touched_rows: VecDeque<Vec<u8>>,
 }
 
 impl<D: Disk> Committer<D> {
@@ -84,13 +82,9 @@ impl<D: Disk> Committer<D> {
         let last = last_of(&*disk)?;
         disk.check_reached(last.batch)?;
         let (last_position, last_batch) = (last.position.get(), last.batch);
-        let range = TOUCHED.all();
-        let (start, end) = range.bounds();
-        let rows = disk.range(Scan { start, end, order: Order::Forward, limit: usize::MAX })?;
-        let touched_rows = rows.iter().map(|(key, _)| key.to_vec()).collect();
         progress.batch_becomes_visible(last_batch);
         progress.advance(last_batch, last_position);
-        Ok(Self { disk, progress, last_position, written_position: last_position, last_batch, touched_rows })
+        Ok(Self { disk, progress, last_position, written_position: last_position, last_batch })
     }
 
     /// Takes from the front of the queue what may be flushed together.
@@ -192,13 +186,6 @@ impl<D: Disk> Committer<D> {
         touched.sort_unstable();
         touched.dedup();
         decided.keys.extend(touched.iter().map(|key| Bytes::copy_from_slice(key)));
-        for (key, value) in touched_rows(number, &touched) {
-            self.touched_rows.push_back(key.clone());
-            rows.insert(Cow::Owned(key), Some(Cow::Owned(value)));
-        }
-        while self.touched_rows.len() > TOUCHED_KEPT {
-            rows.extend(self.touched_rows.pop_front().map(|key| (Cow::Owned(key), None)));
-        }
         decided.batches.push(rows);
     }
 
@@ -303,22 +290,6 @@ fn batch_size(group: &[Bound]) -> usize {
         rows <= BATCH_ROWS && bytes <= BATCH_BYTES
     };
     group.iter().take_while(fits).count().max(1).min(group.len())
-}
-
-/// The rows that name the mutable keys of a batch: each key behind its length, as many rows as that needs.
-fn touched_rows(batch: u64, keys: &[&[u8]]) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut values: Vec<Vec<u8>> = Vec::new();
-    for key in keys {
-        if values.last().is_none_or(|value| value.len() + 2 + key.len() > VALUE_MAX) {
-            values.push(Vec::new());
-        }
-        if let Some(value) = values.last_mut() {
-            value.extend_from_slice(&(key.len() as u16).to_be_bytes());
-            value.extend_from_slice(key);
-        }
-    }
-    let rows = values.into_iter().enumerate();
-    rows.map(|(part, value)| (TOUCHED.key_bytes(&(batch, part.min(255) as u8)), value)).collect()
 }
 
 /// Ends the process: what the disk holds is not known any more, only opening it again tells.

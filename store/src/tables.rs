@@ -1,4 +1,5 @@
-//! The store's own rows, spaces 0x00 to 0x0f.
+//! The store's own rows, spaces 0x00 to 0x0f. Space 0x02 was the first formats' list of the mutable keys of each batch,
+//! which wake-ups carry: rows that are still there are read by nobody.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,15 +9,10 @@ use crate::{Decoder, Encoder, Malformed, Record, Space, StreamPosition, Table, V
 pub(crate) const ABOUT: Table<(), About> = Table::new("store_about", Space(0x00));
 /// How far the store has come: one row, written with every batch.
 pub(crate) const LAST: Table<(), Last> = Table::new("store_last", Space(0x01));
-/// (number of the batch, part): the mutable keys that the batch touched. The newest [`TOUCHED_KEPT`] rows stay.
-pub(crate) const TOUCHED: Table<(u64, u8), crate::Blob> = Table::new("store_touched", Space(0x02));
 /// Ranges that are being deleted.
 pub(crate) const JOBS: Table<StreamPosition, RangeJob> = Table::new("store_jobs", Space(0x03));
 /// Work that is being staged: what must go if it never becomes visible.
 pub(crate) const STAGES: Table<StreamPosition, Stage> = Table::new("store_stages", Space(0x04));
-
-/// How many rows of [`TOUCHED`] are kept.
-pub(crate) const TOUCHED_KEPT: usize = 256;
 
 /// Eight bytes each, so that the row always has the same length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -60,7 +60,7 @@ promises! {
         a_watcher_learns_topics_and_positions_in_order,
         a_refused_commit_wakes_nobody,
         mutable_keys_are_told,
-        rows_that_name_mutable_keys_stay_few,
+        the_keys_of_mutable_rows_are_carried_and_not_stored,
         a_slow_watcher_is_told_that_it_missed_something,
         a_watcher_ends_with_the_store;
     jobs:
