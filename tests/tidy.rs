@@ -115,6 +115,19 @@ fn packages_use_only_what_the_map_allows() {
 }
 
 #[test]
+fn the_image_is_built_of_every_package() {
+    let ignored = read(".dockerignore");
+    let sent: BTreeSet<&str> = ignored.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    let metadata = cargo_metadata(&["--no-deps"]);
+    for package in list(&metadata, "packages") {
+        let manifest = Path::new(package["manifest_path"].as_str().unwrap());
+        let folder = manifest.parent().unwrap().strip_prefix(root()).unwrap();
+        let folder = if folder.as_os_str().is_empty() { Path::new("src") } else { folder };
+        assert!(sent.contains(folder.to_str().unwrap()), ".dockerignore keeps {} away", folder.display());
+    }
+}
+
+#[test]
 fn modules_use_only_what_the_map_allows() {
     let map = table("module");
     let mut problems = BTreeSet::new();
