@@ -2,6 +2,7 @@
 //! * Read up to what is durable, in the order of positions; what others sent is passed over.
 //! * One room can be read by itself, for a server that missed some of it.
 //! * An event goes to the servers that are in the room after it, and to that of a user whom it removes.
+//! * Of a room that is ours alone no event is read, but those that change its state.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -146,8 +147,14 @@ impl Rooms {
         row: StreamRow,
     ) -> Result<Option<Outgoing>, StoreError> {
         let Some(room) = self.room_of(row.room).await? else { return Ok(None) };
-        let Some((_, state)) = self.state_at(row.room, position).await? else { return Ok(None) };
+        let Some((since, state)) = self.state_at(row.room, position).await? else { return Ok(None) };
         let servers = self.servers_in(&room, &state).await?;
+        let all = servers.iter().chain(row.also_to.iter().map(|server| &**server));
+        let others = all.into_iter().any(|server| !self.servers().is_local(server));
+        // Who is put out by it is not among them; then it changed the state.
+        if !others && !state.partial && since < position {
+            return Ok(None);
+        }
         let event = self.events().load(&room, row.event).await?;
         let mut also_to: BTreeSet<OwnedServerName> = row.also_to.into_iter().collect();
         also_to.extend(self.server_removed(&room, &event).await?);

@@ -1,6 +1,7 @@
 //! A store whose commits wait until they are let through: what is done before anything is on the disk shows, and what a
-//! process that ends in between leaves.
+//! process that ends in between leaves. It counts what is read, too.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,19 +13,26 @@ pub struct Gate {
     store: Store,
     is_open: AtomicBool,
     held: Mutex<Vec<(Commit, Answer)>>,
+    /// How many keys were looked up, by the space that they begin with.
+    reads: Mutex<BTreeMap<u8, usize>>,
 }
 
 impl Gate {
     /// An open gate before a store.
     pub async fn before(store: &Store) -> (Arc<Self>, Store) {
         let (store, is_open) = (store.clone(), AtomicBool::new(true));
-        let gate = Arc::new(Gate { store, is_open, held: Mutex::default() });
+        let gate = Arc::new(Gate { store, is_open, held: Mutex::default(), reads: Mutex::default() });
         let gated = Store::on(gate.clone()).await.unwrap();
         (gate, gated)
     }
 
     pub fn close(&self) {
         self.is_open.store(false, Ordering::SeqCst);
+    }
+
+    /// How many keys were looked up in the table of this one.
+    pub fn reads(&self, key: &[u8]) -> usize {
+        self.reads.lock().get(&key[0]).copied().unwrap_or(0)
     }
 
     /// Commits that wait.
@@ -48,10 +56,14 @@ impl Gate {
 #[async_trait]
 impl Engine for Gate {
     async fn get(&self, key: &[u8]) -> Result<Option<Data>, StoreError> {
+        *self.reads.lock().entry(key[0]).or_default() += 1;
         self.store.engine().get(key).await
     }
 
     async fn multi_get(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Data>>, StoreError> {
+        for key in keys {
+            *self.reads.lock().entry(key[0]).or_default() += 1;
+        }
         self.store.engine().multi_get(keys).await
     }
 

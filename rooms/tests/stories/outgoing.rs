@@ -3,10 +3,11 @@
 use hearth_dag::{Draft, Place, VerifiedPdu};
 use hearth_rooms::serve::Acl;
 use hearth_rooms::*;
-use hearth_store::StreamPosition;
+use hearth_store::{Store, StreamPosition};
 use ruma::{OwnedRoomId, ServerName, server_name};
 use serde_json::json;
 
+use crate::gate::Gate;
 use crate::remote::{peer, third};
 use crate::support::{World, event, user};
 
@@ -99,6 +100,35 @@ async fn each_event_goes_to_those_who_were_there_then() {
     assert_eq!(page.events.len(), 3);
     let again = world.rooms.stream_after(page.upto, 100).await.unwrap();
     assert!(again.events.is_empty() && again.upto == page.upto && !again.more);
+}
+
+#[tokio::test]
+async fn of_a_room_that_is_ours_alone_no_event_is_read() {
+    let store = Store::memory().await;
+    let world = World::on(store.clone());
+    let alone = world.room("alice", Preset::PublicChat).await;
+    let shared = world.room("alice", Preset::PublicChat).await;
+    peer().join(&world, "bob", &shared).await;
+    let mark = world.store.watermark();
+    for n in 0..50 {
+        world.say("alice", &alone, &n.to_string()).await.unwrap();
+        world.say("alice", &shared, &n.to_string()).await.unwrap();
+    }
+    // Nothing is remembered from before.
+    let (gate, gated) = Gate::before(&store).await;
+    let world = World::on(gated);
+    let page = world.rooms.stream_after(mark, 1_000).await.unwrap();
+    assert_eq!(page.events.len(), 50);
+    let key = tables::EVENTS.key_bytes(&(RoomSn(0), EventSn(0)));
+    assert_eq!(gate.reads(&key), 50);
+    // Who is put out is told, although nobody else is left.
+    let ban = json!({ "membership": "ban" });
+    world.set("alice", &shared, "m.room.member", peer().user("bob").as_str(), ban).await.unwrap();
+    world.say("alice", &shared, "alone now").await.unwrap();
+    let page = world.rooms.stream_after(page.upto, 1_000).await.unwrap();
+    let [ban] = &page.events[..] else { panic!("{:?}", page.events) };
+    let to: Vec<&str> = ban.destinations(world.rooms.servers()).map(ServerName::as_str).collect();
+    assert_eq!((to, ban.event.pdu.kind().to_string()), (vec!["peer.test"], "m.room.member".to_owned()));
 }
 
 #[tokio::test]
