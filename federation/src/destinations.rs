@@ -1,10 +1,12 @@
 //! Which servers cannot be reached, since when, and when each is tried again.
 //! * A row per failing server; it survives a restart, so that a restart is no storm. A server in order has no row.
-//! * Any sign of life, above all an authenticated request from there, removes it, and [`Destinations::revived`] tells.
+//! * An answer from there removes it. A request from there has it tried early, but not each time: who asks us and does not
+//!   answer is no cheaper for us than one who is silent. Of both, [`Destinations::revived`] tells.
 
 use std::{sync::Arc, time::Duration};
 
 use hearth_store::{Commit, CommitError, Order, Store, StoreError};
+use quick_cache::sync::Cache;
 use rand::Rng as _;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::broadcast;
@@ -16,6 +18,10 @@ use crate::{
 
 /// Revivals that a follower may lag behind; then it looks at all destinations.
 const REVIVALS_KEPT: usize = 1024;
+/// How often at most a server that fails is tried early because it asked us something.
+pub const EARLY_EVERY: Duration = Duration::from_secs(60);
+/// Servers of which it is known when they were last tried early; who is forgotten may be tried early again.
+const EARLY_KEPT: usize = 20_000;
 /// How much of what went wrong is kept, in bytes.
 const PROBLEM_BYTES: usize = 300;
 /// How often a commit is tried that others get ahead of.
@@ -44,13 +50,16 @@ struct Inner {
     store: Store,
     clock: Clock,
     patience: Patience,
+    /// server → for when it was last brought forward.
+    early: Cache<OwnedServerName, u64>,
     revived: broadcast::Sender<OwnedServerName>,
 }
 
 impl Destinations {
     /// As the store knows them.
     pub fn new(store: Store, clock: Clock, patience: Patience) -> Self {
-        Self(Arc::new(Inner { store, clock, patience, revived: broadcast::Sender::new(REVIVALS_KEPT) }))
+        let (early, revived) = (Cache::new(EARLY_KEPT), broadcast::Sender::new(REVIVALS_KEPT));
+        Self(Arc::new(Inner { store, clock, patience, early, revived }))
     }
 
     /// What is wrong with a server, if something is.
@@ -102,6 +111,11 @@ impl Destinations {
             commit.put(&DESTINATIONS, &name, &row);
             match self.0.store.commit(commit).await {
                 Ok(_) => {
+                    let since_early = self.0.early.get(server).map(|last| now_ms.saturating_sub(last));
+                    if since_early.is_some_and(|since| since < 2 * ms(EARLY_EVERY)) {
+                        // It goes on asking, and was just tried.
+                        self.0.early.insert(server.to_owned(), now_ms);
+                    }
                     tracing::debug!(%server, failures, wait_ms, problem, "a server cannot be reached");
                     return Ok(row.next_try_ms);
                 }
@@ -113,7 +127,40 @@ impl Destinations {
         Ok((self.0.clock)())
     }
 
-    /// The server lives: it answered, or it asked us something and proved to be itself.
+    /// The server asked us something and proved to be itself. Whether it answers is to be seen: if it is failing, it is
+    /// tried at once, or where that was done lately, [`EARLY_EVERY`] later.
+    pub async fn heard_from(&self, server: &ServerName) -> Result<(), StoreError> {
+        let name = server.to_string();
+        for _ in 0..COMMIT_TRIES {
+            let Some(before) = self.failing(server).await? else { return Ok(()) };
+            let now_ms = (self.0.clock)();
+            let early_ms = self
+                .0
+                .early
+                .get(server)
+                .map_or(now_ms, |last| now_ms.max(last.saturating_add(ms(EARLY_EVERY))));
+            if before.next_try_ms <= early_ms {
+                return Ok(());
+            }
+            let mut commit = Commit::new();
+            commit.expect(&DESTINATIONS, &name, &before);
+            commit.put(&DESTINATIONS, &name, &FailingRow { next_try_ms: early_ms, ..before });
+            match self.0.store.commit(commit).await {
+                Ok(_) => {
+                    self.0.early.insert(server.to_owned(), early_ms);
+                    tracing::debug!(%server, "a failing server asked us something and is tried early");
+                    // Nobody may be listening.
+                    let _ = self.0.revived.send(server.to_owned());
+                    return Ok(());
+                }
+                Err(CommitError::Conflict) => {}
+                Err(CommitError::Store(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The server lives: it answered.
     pub async fn alive(&self, server: &ServerName) -> Result<(), StoreError> {
         if self.failing(server).await?.is_none() {
             return Ok(());
@@ -130,7 +177,7 @@ impl Destinations {
         Ok(())
     }
 
-    /// Servers that could not be reached and now can.
+    /// Servers that could not be reached and now can, or that are to be tried earlier than was said.
     pub fn revived(&self) -> broadcast::Receiver<OwnedServerName> {
         self.0.revived.subscribe()
     }
@@ -139,11 +186,14 @@ impl Destinations {
     /// failed together do not return together.
     #[allow(clippy::disallowed_methods, reason = "retries are spread by chance")]
     fn wait_ms(&self, failures: u32) -> u64 {
-        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let doubled = ms(self.0.patience.first).saturating_mul(1 << (failures - 1).min(40));
         let wait = doubled.min(ms(self.0.patience.longest));
         wait - rand::rng().random_range(0..=wait / 5)
     }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn shortened(text: &str) -> String {
@@ -163,9 +213,13 @@ mod tests {
     use super::*;
 
     async fn destinations(store: &Store) -> (Arc<AtomicU64>, Destinations) {
+        let patience = Patience { first: Duration::from_secs(1), longest: Duration::from_secs(60) };
+        destinations_with(store, patience).await
+    }
+
+    async fn destinations_with(store: &Store, patience: Patience) -> (Arc<AtomicU64>, Destinations) {
         let now = Arc::new(AtomicU64::new(1_000_000));
         let clock = now.clone();
-        let patience = Patience { first: Duration::from_secs(1), longest: Duration::from_secs(60) };
         let clock: Clock = Arc::new(move || clock.load(Ordering::Relaxed));
         (now, Destinations::new(store.clone(), clock, patience))
     }
@@ -206,5 +260,39 @@ mod tests {
         assert_eq!(revived.try_recv().unwrap(), "a.test");
         assert!(revived.try_recv().is_err(), "only once");
         assert_eq!(after.failing(server_name!("a.test")).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn who_asks_and_does_not_answer_is_tried_early_but_not_each_time() {
+        let (now, destinations) = destinations_with(&Store::memory().await, Patience::default()).await;
+        let server = server_name!("a.test");
+        let start = now.load(Ordering::Relaxed);
+        let hours = 10;
+        let mut tries = Vec::new();
+        // It asks every second, and fails whenever it may be tried.
+        while now.load(Ordering::Relaxed) < start + hours * 3_600_000 {
+            let now_ms = now.fetch_add(1_000, Ordering::Relaxed) + 1_000;
+            if destinations.not_before(server).await.unwrap().is_none() {
+                destinations.failed(server, "no answer").await.unwrap();
+                tries.push(now_ms);
+            }
+            destinations.heard_from(server).await.unwrap();
+        }
+        // The first sign of life has an effect at once.
+        assert_eq!(tries[1] - tries[0], 1_000);
+        let apart: Vec<u64> = tries.windows(2).skip(1).map(|two| two[1] - two[0]).collect();
+        assert!(apart.iter().skip(5).all(|apart| *apart == ms(EARLY_EVERY)), "{apart:?}");
+        assert!(apart.iter().all(|apart| *apart >= 48_000), "{apart:?}");
+        let row = destinations.failing(server).await.unwrap().unwrap();
+        assert_eq!(u64::from(row.failures), tries.len() as u64, "nothing is forgotten");
+        // Silent, it is left alone for as long as its failures say; and one answer ends it all.
+        destinations.failed(server, "no answer").await.unwrap();
+        now.fetch_add(ms(EARLY_EVERY), Ordering::Relaxed);
+        destinations.failed(server, "no answer").await.unwrap();
+        assert!(
+            destinations.not_before(server).await.unwrap().unwrap() > now.load(Ordering::Relaxed) + 3_600_000
+        );
+        destinations.alive(server).await.unwrap();
+        assert_eq!(destinations.failing(server).await.unwrap(), None);
     }
 }

@@ -208,7 +208,7 @@ impl Federation {
         Ok(signatures)
     }
 
-    /// Checks a claim against the whole request, and gives the server that sent it. It counts as a sign of life.
+    /// Checks a claim against the whole request, and gives the server that sent it. One that fails is tried early for it.
     pub async fn verify(
         &self,
         claim: &Claim,
@@ -226,7 +226,7 @@ impl Federation {
         if !holds {
             return Err(Refused::Signature);
         }
-        self.destinations.alive(&claim.origin).await?;
+        self.destinations.heard_from(&claim.origin).await?;
         Ok(claim.origin.clone())
     }
 }

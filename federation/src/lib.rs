@@ -30,7 +30,7 @@ pub mod x_matrix;
 
 pub use access::{Access, AccessDenied};
 pub use client::{Client, Json, RemoteError, RequestError};
-pub use destinations::{Destinations, Patience};
+pub use destinations::{Destinations, EARLY_EVERY, Patience};
 pub use federation::{Claim, Federation, FederationOptions, Refused, SIGNATURES_MAX};
 pub use history::HISTORY_TIME;
 pub use https::{Https, HttpsError, HttpsOptions, REDIRECTS_MAX, REQUESTS_AT_ONCE, WELL_KNOWN_LIMITS};

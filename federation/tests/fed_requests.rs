@@ -209,7 +209,15 @@ async fn a_request_from_a_server_shows_that_it_is_there() {
     assert!(revived.try_recv().is_err(), "anybody can say so");
     arrives(&b, &[signed("a.test", "1", "b.test", "")], "").await.unwrap();
     assert_eq!(revived.try_recv().unwrap(), "a.test");
-    assert_eq!(b.destinations().failing(&a).await.unwrap(), None);
+    // It may be tried; whether it answers is to be seen.
+    assert_eq!(b.destinations().not_before(&a).await.unwrap(), None);
+    assert_eq!(b.destinations().failing(&a).await.unwrap().unwrap().failures, 1);
+    // One that asks and does not answer is not tried for each thing that it asks.
+    b.destinations().failed(&a, "no connection").await.unwrap();
+    for _ in 0..3 {
+        arrives(&b, &[signed("a.test", "1", "b.test", "")], "").await.unwrap();
+    }
+    assert!(b.destinations().not_before(&a).await.unwrap().is_some());
     drop(world);
 }
 

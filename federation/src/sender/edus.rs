@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 /// Users whose presence is told in one message.
 const PRESENCES_MAX: usize = 50;
 
-/// What a message is about: a newer one replaces it.
+/// What a message is about: a newer one replaces it. Presence is last in the order, and waits for the others.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum EduKey {
     /// A user types in a room, or not.
@@ -17,6 +17,12 @@ pub(super) enum EduKey {
     Receipt(OwnedRoomId, OwnedUserId, Option<String>),
     /// Whether a user is there.
     Presence(OwnedUserId),
+}
+
+impl EduKey {
+    pub(super) fn is_presence(&self) -> bool {
+        matches!(self, EduKey::Presence(_))
+    }
 }
 
 /// What it says.

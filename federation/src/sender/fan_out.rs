@@ -5,9 +5,12 @@ use std::{sync::Arc, time::Duration};
 
 use hearth_rooms::serve::OutgoingPage;
 use hearth_store::{Commit, CommitError, StoreError, StreamPosition};
-use ruma::OwnedServerName;
+use ruma::{OwnedServerName, RoomId};
 
-use super::{Inner, STORE_PAUSE};
+use super::{
+    Inner, STORE_PAUSE,
+    edus::{EduKey, EduValue},
+};
 use crate::tables::SENT_UP_TO;
 
 /// Changes of rooms that are read at a time.
@@ -130,6 +133,27 @@ impl Inner {
         match self.store.commit(commit).await {
             Ok(_) => self.state.lock().written = settled,
             Err(error) => tracing::error!(%error, "how far was sent cannot be written"),
+        }
+    }
+
+    /// Sends to servers what need not arrive.
+    pub(super) fn tell(self: &Arc<Self>, servers: &[OwnedServerName], items: &[(Arc<EduKey>, EduValue)]) {
+        for server in servers {
+            let mut state = self.state.lock();
+            for (key, value) in items {
+                state.push_volatile(server, key, value);
+            }
+        }
+        if !servers.is_empty() {
+            self.start_workers();
+        }
+    }
+
+    /// The other servers in a room; none if it is not known.
+    pub(super) async fn servers_of(&self, room: &RoomId) -> Result<Vec<OwnedServerName>, StoreError> {
+        match self.rooms.room(room).await? {
+            Some(info) => self.others_in(&info).await,
+            None => Ok(Vec::new()),
         }
     }
 

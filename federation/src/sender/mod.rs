@@ -4,7 +4,7 @@
 //! * One durable cursor says how far everything was sent. What a destination was not sent has a row per room instead,
 //!   with the oldest event that is missing there: a server that is down costs one row per room, whatever is said in it.
 //! * Messages that must arrive have rows of their own until they were taken. Typing, receipts and presence are held in
-//!   memory only, the newest of each kind, and are dropped where a destination fails.
+//!   memory only, the newest of each kind, and are dropped where a destination fails; presence is told again when it is back.
 //! * After a crash, some things are sent again: peers know events by their IDs.
 //! * Everything held in memory has a bound: destinations, events in queues by number and bytes, transactions under way.
 //!   What does not fit is read from the store again.
@@ -13,12 +13,15 @@ mod behind;
 mod edus;
 mod fan_out;
 mod history;
+mod lanes;
 mod must_arrive;
+mod presence;
+mod receipts;
 mod rest;
 mod state;
 mod transaction;
 mod turn;
-mod volatile;
+mod typing;
 
 use std::{
     sync::{
@@ -32,13 +35,16 @@ use hearth_rooms::Rooms;
 use hearth_store::{Store, StreamPosition};
 use hearth_users::Users;
 use parking_lot::Mutex;
-use ruma::OwnedServerName;
 use tokio::sync::{Notify, watch};
 
-use self::state::{Lane, State};
+use self::{
+    lanes::{Crowds, Lane, Place},
+    state::State,
+};
 use crate::{federation::Federation, key_store::Clock};
 
 pub use behind::rooms_behind;
+pub use lanes::{QUICK_WITHIN, SENDING_AT_ONCE};
 pub use must_arrive::must_arrive;
 
 /// Events of one transaction, as the specification has it.
@@ -47,10 +53,6 @@ pub const PDUS_MAX: usize = 50;
 pub const EDUS_MAX: usize = 100;
 /// Bytes of one transaction, about: the last event may go beyond.
 pub const TRANSACTION_BYTES: usize = 4 * 1024 * 1024;
-/// Transactions under way at a time.
-pub const SENDING_AT_ONCE: usize = 300;
-/// Transactions under way at a time to servers that failed before: they cost the others nothing.
-pub const TRIALS_AT_ONCE: usize = 60;
 /// How long the end of the sender waits for transactions under way.
 const GRACE: Duration = Duration::from_secs(3);
 /// How long after a failure of the store it is asked again.
@@ -86,6 +88,8 @@ struct Inner {
     state: Mutex<State>,
     /// The first time of [`State::timers`] changed.
     sooner: Notify,
+    /// Others wait for the places of transactions that take long.
+    crowds: Crowds,
     /// A worker has ended.
     ended: Notify,
     phase: watch::Sender<Phase>,
@@ -129,6 +133,7 @@ impl Sender {
             boot,
             state: Mutex::new(State::default()),
             sooner: Notify::new(),
+            crowds: Crowds::default(),
             ended: Notify::new(),
             phase: watch::Sender::new(Phase::Running),
             started: AtomicBool::new(false),
@@ -148,7 +153,8 @@ impl Sender {
         inner.spawn(inner.clone().follow_revivals());
         inner.spawn(inner.clone().wake_up());
         inner.spawn(inner.clone().follow_receipts());
-        inner.spawn(inner.clone().follow_typing_and_presence());
+        inner.spawn(inner.clone().follow_typing());
+        inner.spawn(inner.clone().follow_presence());
     }
 
     /// Ends: transactions under way get some seconds, and the cursor is written down.
@@ -158,7 +164,7 @@ impl Sender {
         let all_ended = async {
             loop {
                 let ended = inner.ended.notified();
-                if inner.state.lock().running() == 0 {
+                if inner.state.lock().lanes.running() == 0 {
                     break;
                 }
                 ended.await;
@@ -205,7 +211,12 @@ impl Inner {
         if self.is_closing() {
             return;
         }
-        let new = self.state.lock().workers_to_start();
+        let new = {
+            let mut state = self.state.lock();
+            let new = state.lanes.to_start();
+            state.lanes.crowded().for_each(|(lane, count)| self.crowds.want(lane, count));
+            new
+        };
         for lane in new {
             let inner = self.clone();
             tokio::spawn(async move { inner.work(lane).await });
@@ -214,26 +225,16 @@ impl Inner {
 
     /// Sends to one destination after the other while there are any that are ready.
     async fn work(self: Arc<Self>, lane: Lane) {
-        loop {
-            let next: Option<OwnedServerName> = {
-                let mut state = self.state.lock();
-                let next = if self.is_closing() { None } else { state.next_ready(lane) };
-                if next.is_none() {
-                    state.worker_ends(lane);
-                }
-                next
-            };
-            let Some(server) = next else { break };
+        let mut place = Place::new(self.clone(), lane);
+        while let Some(server) = place.next() {
             let mut phase = self.phase.subscribe();
             tokio::select! {
                 biased;
-                _ = phase.wait_for(|phase| *phase == Phase::Closed) => {
-                    self.state.lock().worker_ends(lane);
-                    break;
-                }
-                () = self.turn(&server) => {}
+                _ = phase.wait_for(|phase| *phase == Phase::Closed) => break,
+                () = self.turn(&server, &mut place) => {}
             }
         }
+        drop(place);
         self.ended.notify_waiters();
     }
 }

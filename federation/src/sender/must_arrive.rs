@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hearth_store::{Blob, Commit, Order, StoreError, StreamPosition, Topic};
 use ruma::ServerName;
 
-use super::{EDUS_MAX, Inner, TRANSACTION_BYTES, state::Lane};
+use super::{EDUS_MAX, Inner, TRANSACTION_BYTES};
 use crate::tables::MUST_ARRIVE;
 
 /// The kind of the topics that name a destination.
@@ -41,7 +41,7 @@ impl Inner {
                 let Some(server) = name.and_then(|name| <&ServerName>::try_from(name).ok()) else { continue };
                 if let Some(destination) = state.remembered(server) {
                     destination.messages = true;
-                    state.make_ready(server, Lane::Ordinary);
+                    state.make_ready(server);
                     some = true;
                 }
             }

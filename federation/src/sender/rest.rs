@@ -58,12 +58,17 @@ impl Inner {
     }
 
     async fn revive(self: &Arc<Self>, server: &ServerName) {
-        // It may have failed again meanwhile.
-        if !matches!(self.federation.destinations().not_before(server).await, Ok(None)) {
-            return;
+        // It may be that it rests still, for less long than before, or that it failed again meanwhile.
+        match self.federation.destinations().not_before(server).await {
+            Ok(None) => {
+                let mut state = self.state.lock();
+                state.wake(server);
+                state.returns(server);
+            }
+            Ok(Some(until_ms)) => self.state.lock().rest_until(server, until_ms),
+            Err(_) => return,
         }
-        // That it asks us something does not say that we reach it.
-        self.state.lock().wake(server);
+        self.sooner.notify_one();
         self.start_workers();
     }
 

@@ -19,9 +19,10 @@ use quick_cache::sync::Cache;
 use ruma::{OwnedServerName, ServerName};
 
 use super::{
-    PDUS_MAX, SENDING_AT_ONCE, SenderStatus, TRIALS_AT_ONCE,
+    PDUS_MAX, SenderStatus,
     behind::Owed,
     edus::{EduKey, EduValue},
+    lanes::{Lane, Lanes},
 };
 
 /// Destinations that are remembered.
@@ -34,6 +35,8 @@ const QUEUED_MAX: usize = 300_000;
 const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Messages that need not arrive, held for one destination.
 const VOLATILE_MAX: usize = 200;
+/// Destinations that are back and are to be told who is there.
+const RETURNED_MAX: usize = 10_000;
 /// Pairs of destination and room that are known to have a row.
 const KNOWN_ROWS: usize = 100_000;
 
@@ -65,20 +68,12 @@ impl Queued {
     }
 }
 
-/// Which workers serve a destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lane {
-    Ordinary,
-    /// Those that failed before, until one transaction got through.
-    Trials,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Nothing to do.
     Idle,
-    /// Waits for a worker.
-    Ready,
+    /// Waits for a worker; `last`: there is nothing but presence for it.
+    Ready { last: bool },
     /// Has one.
     Sending,
     /// Failed; not before this time is it tried again.
@@ -98,6 +93,10 @@ pub(super) struct Destination {
     /// Tells it from one of the same name that was forgotten.
     number: u64,
     pub(super) stage: Stage,
+    /// Whose places it takes.
+    lane: Lane,
+    /// It has its place among the last of a lane, needed or not.
+    stands_last: bool,
     /// The store was asked what it has for this destination.
     pub(super) looked_up: bool,
     pub(super) queue: VecDeque<Arc<Queued>>,
@@ -116,6 +115,8 @@ pub(super) struct Destination {
     /// There are messages that must arrive, or may be.
     pub(super) messages: bool,
     pub(super) volatile: BTreeMap<Arc<EduKey>, EduValue>,
+    /// It was not told of some user's presence.
+    missed_presence: bool,
     /// Events of a transaction: fewer while the peer refuses transactions as a whole.
     pub(super) batch: usize,
 }
@@ -125,6 +126,8 @@ impl Destination {
         Self {
             number,
             stage: Stage::Idle,
+            lane: Lane::New,
+            stands_last: false,
             looked_up: false,
             queue: VecDeque::new(),
             in_flight: 0,
@@ -136,6 +139,7 @@ impl Destination {
             hold: None,
             messages: false,
             volatile: BTreeMap::new(),
+            missed_presence: false,
             batch: PDUS_MAX,
         }
     }
@@ -146,6 +150,23 @@ impl Destination {
 
     pub(super) fn has_work(&self) -> bool {
         !self.queue.is_empty() || self.behind || self.messages || !self.volatile.is_empty()
+    }
+
+    /// Whether there is nothing for it but presence.
+    fn has_only_presence(&self) -> bool {
+        let events = !self.queue.is_empty() || self.behind || self.messages;
+        // Presence is last in the order.
+        !events && self.volatile.first_key_value().is_some_and(|(key, _)| key.is_presence())
+    }
+
+    /// What need not arrive is dropped; that it is presence is remembered.
+    pub(super) fn drop_volatile(&mut self) {
+        self.missed_presence |= self.volatile.last_key_value().is_some_and(|(key, _)| key.is_presence());
+        self.volatile.clear();
+    }
+
+    pub(super) fn misses_presence(&mut self) {
+        self.missed_presence = true;
     }
 
     pub(super) fn rows_under_way(&self) -> bool {
@@ -166,10 +187,9 @@ impl Destination {
 
 pub(super) struct State {
     destinations: HashMap<OwnedServerName, Destination>,
-    ready: VecDeque<OwnedServerName>,
-    trials: VecDeque<OwnedServerName>,
-    sending: usize,
-    trying: usize,
+    pub(super) lanes: Lanes,
+    /// Destinations that missed presence and are back.
+    returned: BTreeSet<OwnedServerName>,
     /// When destinations that rest are due.
     pub(super) timers: BTreeSet<(u64, OwnedServerName)>,
     /// The stream was read up to here.
@@ -192,10 +212,8 @@ impl Default for State {
     fn default() -> Self {
         Self {
             destinations: HashMap::new(),
-            ready: VecDeque::new(),
-            trials: VecDeque::new(),
-            sending: 0,
-            trying: 0,
+            lanes: Lanes::default(),
+            returned: BTreeSet::new(),
             timers: BTreeSet::new(),
             fanned_out: StreamPosition::ZERO,
             written: StreamPosition::ZERO,
@@ -215,7 +233,7 @@ impl State {
         let count = |is: fn(&Stage) -> bool| self.destinations.values().filter(|d| is(&d.stage)).count();
         SenderStatus {
             destinations: self.destinations.len(),
-            busy: count(|stage| matches!(stage, Stage::Ready | Stage::Sending)),
+            busy: count(|stage| matches!(stage, Stage::Ready { .. } | Stage::Sending)),
             resting: count(|stage| matches!(stage, Stage::Resting { .. })),
             queued: self.queued,
             settled: self.settled(),
@@ -231,39 +249,28 @@ impl State {
         }
     }
 
-    pub(super) fn running(&self) -> usize {
-        self.sending + self.trying
-    }
-
-    /// The workers that should be started now; they count as running.
-    pub(super) fn workers_to_start(&mut self) -> Vec<Lane> {
-        let ordinary = self.ready.len().min(SENDING_AT_ONCE.saturating_sub(self.sending));
-        let trials = self.trials.len().min(TRIALS_AT_ONCE.saturating_sub(self.trying));
-        // Those that run and look for the next one find it too.
-        self.sending += ordinary;
-        self.trying += trials;
-        let lanes = std::iter::repeat_n(Lane::Ordinary, ordinary);
-        lanes.chain(std::iter::repeat_n(Lane::Trials, trials)).collect()
-    }
-
-    pub(super) fn worker_ends(&mut self, lane: Lane) {
-        match lane {
-            Lane::Ordinary => self.sending -= 1,
-            Lane::Trials => self.trying -= 1,
-        }
-    }
-
-    /// The next destination to send to.
+    /// The next destination to send to in a lane.
     pub(super) fn next_ready(&mut self, lane: Lane) -> Option<OwnedServerName> {
-        let queue = match lane {
-            Lane::Ordinary => &mut self.ready,
-            Lane::Trials => &mut self.trials,
-        };
-        let server = queue.pop_front()?;
-        if let Some(destination) = self.destinations.get_mut(&server) {
+        while let Some((server, last)) = self.lanes.pop(lane) {
+            let Some(destination) = self.destinations.get_mut(&server) else { continue };
+            if last {
+                destination.stands_last = false;
+                // Something more important came, and it went forward.
+                if destination.stage != (Stage::Ready { last }) {
+                    continue;
+                }
+            }
             destination.stage = Stage::Sending;
+            return Some(server);
         }
-        Some(server)
+        None
+    }
+
+    /// Where a destination waits from now on.
+    pub(super) fn belongs_to(&mut self, server: &ServerName, lane: Lane) {
+        if let Some(destination) = self.destinations.get_mut(server) {
+            destination.lane = lane;
+        }
     }
 
     pub(super) fn get(&mut self, server: &ServerName) -> Option<&mut Destination> {
@@ -324,7 +331,7 @@ impl State {
             if destination.queue.len() < limit {
                 destination.queue.push_back(event.clone());
                 self.queued += 1;
-                self.make_ready(server, Lane::Ordinary);
+                self.make_ready(server);
                 return;
             }
             let in_flight = destination.in_flight;
@@ -348,7 +355,7 @@ impl State {
             destination.begin_rows(1);
             owed.push(Owed { anew, counted: true, ..new });
         }
-        self.make_ready(server, Lane::Ordinary);
+        self.make_ready(server);
     }
 
     /// Turns a destination's queue into rows, which the caller writes: from now on it is behind.
@@ -388,7 +395,7 @@ impl State {
         destination.rows_under_way = destination.rows_under_way.saturating_sub(1);
         if destination.rows_under_way == 0 {
             destination.hold = None;
-            self.make_ready(server, Lane::Ordinary);
+            self.make_ready(server);
         }
     }
 
@@ -405,13 +412,39 @@ impl State {
         destination.queue.drain(..destination.in_flight);
         self.queued -= destination.in_flight;
         destination.in_flight = 0;
+        self.returns(server);
     }
 
-    /// An idle destination with work waits for a worker from now on.
-    pub(super) fn make_ready(&mut self, server: &ServerName, lane: Lane) {
+    /// A destination is back: it is told who is there, if it missed that. Of one that has yet to be tried that is known
+    /// afterwards.
+    pub(super) fn returns(&mut self, server: &ServerName) {
         let Some(destination) = self.destinations.get_mut(server) else { return };
-        if destination.stage == Stage::Idle && destination.has_work() {
-            self.enqueue(server, lane);
+        let tried = matches!(destination.stage, Stage::Idle | Stage::Sending);
+        if tried && destination.missed_presence && self.returned.len() < RETURNED_MAX {
+            destination.missed_presence = false;
+            self.returned.insert(server.to_owned());
+        }
+    }
+
+    /// Destinations that missed presence and are back; they are given once.
+    pub(super) fn take_returned(&mut self) -> BTreeSet<OwnedServerName> {
+        std::mem::take(&mut self.returned)
+    }
+
+    /// An idle destination with work waits for a worker from now on. One that waits with the last goes forward when there
+    /// is more for it than presence.
+    pub(super) fn make_ready(&mut self, server: &ServerName) {
+        let Some(destination) = self.destinations.get_mut(server) else { return };
+        let last = destination.has_only_presence();
+        match destination.stage {
+            Stage::Idle if destination.has_work() => {}
+            Stage::Ready { last: true } if !last => {}
+            _ => return,
+        }
+        destination.stage = Stage::Ready { last };
+        if !(last && destination.stands_last) {
+            destination.stands_last |= last;
+            self.lanes.push(destination.lane, server.to_owned(), last);
         }
     }
 
@@ -420,7 +453,15 @@ impl State {
         let Some(destination) = self.destinations.get_mut(server) else { return };
         if let Stage::Resting { until_ms } = destination.stage {
             self.timers.remove(&(until_ms, server.to_owned()));
-            self.enqueue(server, Lane::Trials);
+            destination.stage = Stage::Idle;
+            self.make_ready(server);
+        }
+    }
+
+    /// A resting destination is tried at another time.
+    pub(super) fn rest_until(&mut self, server: &ServerName, until_ms: u64) {
+        if self.destinations.get(server).is_some_and(|found| matches!(found.stage, Stage::Resting { .. })) {
+            self.rest(server, until_ms);
         }
     }
 
@@ -431,7 +472,7 @@ impl State {
             destination.stage = Stage::Idle;
             // While rows are being written there is nothing to be read; that they are there makes it ready.
             if !(destination.behind && destination.rows_under_way > 0) {
-                self.make_ready(server, Lane::Ordinary);
+                self.make_ready(server);
             }
         }
     }
@@ -443,6 +484,7 @@ impl State {
             self.timers.remove(&(until_ms, server.to_owned()));
         }
         destination.stage = Stage::Resting { until_ms };
+        destination.lane = Lane::Trial;
         self.timers.insert((until_ms, server.to_owned()));
     }
 
@@ -463,26 +505,22 @@ impl State {
         self.timers.iter().map(|(_, server)| server.clone()).collect()
     }
 
-    fn enqueue(&mut self, server: &ServerName, lane: Lane) {
-        let Some(destination) = self.destinations.get_mut(server) else { return };
-        destination.stage = Stage::Ready;
-        match lane {
-            Lane::Ordinary => self.ready.push_back(server.to_owned()),
-            Lane::Trials => self.trials.push_back(server.to_owned()),
-        }
-    }
-
-    /// A message that need not arrive; it takes the place of an older one of its kind.
+    /// A message that need not arrive; it takes the place of an older one of its kind, or where there are too many, that
+    /// of somebody's presence.
     pub(super) fn push_volatile(&mut self, server: &ServerName, key: &Arc<EduKey>, value: &EduValue) {
         let Some(destination) = self.remembered(server) else { return };
         if matches!(destination.stage, Stage::Resting { .. }) {
+            destination.missed_presence |= key.is_presence();
             return;
         }
         if destination.volatile.len() >= VOLATILE_MAX && !destination.volatile.contains_key(key) {
-            return;
+            match destination.volatile.last_entry() {
+                Some(last) if last.key().is_presence() && !key.is_presence() => drop(last.remove()),
+                _ => return,
+            }
         }
         destination.volatile.insert(key.clone(), value.clone());
-        self.make_ready(server, Lane::Ordinary);
+        self.make_ready(server);
     }
 }
 

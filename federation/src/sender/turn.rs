@@ -12,8 +12,9 @@ use ruma::ServerName;
 
 use super::{
     EDUS_MAX, Inner, STORE_PAUSE, TRANSACTION_BYTES,
-    edus::edus_of,
+    edus::{EduKey, EduValue, edus_of},
     history::Missed,
+    lanes::{Lane, Place},
     must_arrive::Messages,
     state::{Destination, Queued},
     transaction::transaction,
@@ -30,6 +31,8 @@ struct Load {
     queued: Vec<Arc<Queued>>,
     missed: Missed,
     messages: Messages,
+    taken: BTreeMap<Arc<EduKey>, EduValue>,
+    /// What was taken, as it is sent.
     volatile: Vec<String>,
 }
 
@@ -40,6 +43,10 @@ impl Load {
         queued.chain(missed).collect()
     }
 
+    fn tells_presence(&self) -> bool {
+        self.taken.last_key_value().is_some_and(|(key, _)| key.is_presence())
+    }
+
     fn edus(&self) -> Vec<&str> {
         let messages = self.messages.iter().filter_map(|(_, message)| std::str::from_utf8(message).ok());
         messages.chain(self.volatile.iter().map(String::as_str)).collect()
@@ -48,8 +55,8 @@ impl Load {
 
 impl Inner {
     /// Sends one transaction, if there is something to send.
-    pub(super) async fn turn(self: &Arc<Self>, server: &ServerName) {
-        if let Err(error) = self.try_turn(server).await {
+    pub(super) async fn turn(self: &Arc<Self>, server: &ServerName, place: &mut Place) {
+        if let Err(error) = self.try_turn(server, place).await {
             tracing::error!(%server, %error, "the store failed while something was sent");
             tokio::time::sleep(STORE_PAUSE).await;
         }
@@ -64,7 +71,7 @@ impl Inner {
         self.start_workers();
     }
 
-    async fn try_turn(self: &Arc<Self>, server: &ServerName) -> Result<(), StoreError> {
+    async fn try_turn(self: &Arc<Self>, server: &ServerName, place: &mut Place) -> Result<(), StoreError> {
         let looked_up = self.state.lock().get(server).is_none_or(|destination| destination.looked_up);
         if !looked_up && self.look_up(server).await? {
             return Ok(());
@@ -77,7 +84,11 @@ impl Inner {
         let client = self.federation.client();
         let Some(origin) = client.speaker() else { return Ok(()) };
         let text = transaction(origin, self.now_ms(), pdus.iter().copied(), edus.iter().copied());
-        match self.send(server, &text).await {
+        let Some(answer) = place.wait(server, self.send(server, &text)).await else {
+            self.put_off(server, load).await;
+            return Ok(());
+        };
+        match answer {
             Ok(answer) => {
                 for (event_id, refused) in answer.pdus {
                     if let Some(error) = refused.error {
@@ -107,7 +118,7 @@ impl Inner {
             destination.messages |= has_messages;
             destination.was_down |= is_behind || until_ms.is_some();
             if let Some(until_ms) = until_ms {
-                destination.volatile.clear();
+                destination.drop_volatile();
                 state.rest(server, until_ms);
             }
         }
@@ -174,6 +185,7 @@ impl Inner {
                 taken.insert(key, value);
             }
             load.volatile = edus_of(&taken);
+            load.taken = taken;
         }
         Ok(load)
     }
@@ -193,6 +205,25 @@ impl Inner {
             }
             answer => answer,
         }
+    }
+
+    /// What was to be sent is sent later, and nothing of it is held in memory but what is only there.
+    async fn put_off(self: &Arc<Self>, server: &ServerName, load: Load) {
+        tracing::debug!(%server, "a transaction makes way for others");
+        let mut owed = Vec::new();
+        {
+            let mut state = self.state.lock();
+            let Some(destination) = state.get(server) else { return };
+            destination.messages |= !load.messages.is_empty();
+            for (key, value) in load.taken {
+                // What came meanwhile is newer.
+                destination.volatile.entry(key).or_insert(value);
+            }
+            if !destination.queue.is_empty() {
+                state.write_down(server, &mut owed);
+            }
+        }
+        self.write_rows(owed).await;
     }
 
     async fn delivered(self: &Arc<Self>, server: &ServerName, load: &Load) -> Result<(), StoreError> {
@@ -242,8 +273,12 @@ impl Inner {
         let mut owed = Vec::new();
         {
             let mut state = self.state.lock();
+            state.belongs_to(server, Lane::Trial);
             let Some(destination) = state.get(server) else { return Ok(()) };
-            destination.volatile.clear();
+            destination.drop_volatile();
+            if load.tells_presence() {
+                destination.misses_presence();
+            }
             destination.messages |= !load.messages.is_empty();
             if !destination.queue.is_empty() || destination.behind {
                 destination.was_down = true;

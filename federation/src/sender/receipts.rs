@@ -1,0 +1,197 @@
+//! Receipts of our users, told to the servers of the room. Private ones never leave.
+//! * The first of a room goes at once. What follows waits, the longer the more servers there are, and goes together: all
+//!   receipts of a room cost about the same number of transactions a second, however large it is.
+//! * Of what waits only the position is held from which on it is to be told: the store knows each user's newest receipt.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use hearth_store::{StoreError, StreamPosition, Watch};
+use hearth_users::ReceiptKind;
+use ruma::{OwnedRoomId, RoomId};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{
+    Inner,
+    edus::{EduKey, EduValue},
+};
+
+/// Receipts of this long go together.
+const RECEIPTS_EVERY: Duration = Duration::from_millis(200);
+/// For each server that was told of a room's receipts, the next ones wait this long: 50 transactions a second for a room.
+const WAIT_PER_SERVER: Duration = Duration::from_millis(20);
+/// They wait no longer than this.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Rooms whose receipts are read at a time.
+const ROOMS_MAX: usize = 10_000;
+/// Rooms whose receipts wait, or would. Where there are more, theirs are not told.
+const PACED_ROOMS_MAX: usize = 10_000;
+
+/// Of one room: what was told, and when the next is.
+#[derive(Debug)]
+struct Pace {
+    told: StreamPosition,
+    next: Instant,
+    waits: bool,
+}
+
+/// Which rooms' receipts are to be told, and when.
+#[derive(Debug, Default)]
+struct Pacing(HashMap<OwnedRoomId, Pace>);
+
+impl Pacing {
+    /// A room's receipts changed after a position.
+    fn changed(&mut self, room: &RoomId, since: StreamPosition, now: Instant) {
+        if let Some(pace) = self.0.get_mut(room) {
+            pace.waits = true;
+        } else if self.0.len() < PACED_ROOMS_MAX {
+            self.0.insert(room.to_owned(), Pace { told: since, next: now, waits: true });
+        }
+    }
+
+    /// The rooms whose time has come, with the position after which receipts are to be told.
+    fn due(&self, now: Instant) -> Vec<(OwnedRoomId, StreamPosition)> {
+        let due = self.0.iter().filter(|(_, pace)| pace.waits && pace.next <= now);
+        due.map(|(room, pace)| (room.clone(), pace.told)).collect()
+    }
+
+    /// A room's receipts were told to so many servers.
+    fn told(&mut self, room: &RoomId, upto: StreamPosition, servers: usize, now: Instant) {
+        if let Some(pace) = self.0.get_mut(room) {
+            let wait = WAIT_PER_SERVER.saturating_mul(u32::try_from(servers).unwrap_or(u32::MAX));
+            *pace = Pace { told: upto, next: now + wait.min(WAIT_MAX), waits: false };
+        }
+    }
+
+    fn forget_quiet(&mut self, now: Instant) {
+        self.0.retain(|_, pace| pace.waits || pace.next > now);
+    }
+
+    /// When the next room's time comes.
+    fn next(&self) -> Option<Instant> {
+        self.0.values().filter(|pace| pace.waits).map(|pace| pace.next).min()
+    }
+}
+
+/// Waits for a change of receipts, some of which come together. False: the store is closed.
+async fn changed(watch: &mut Watch) -> bool {
+    loop {
+        match watch.next().await {
+            None => return false,
+            // Receipts touch their room by its ID.
+            Some(Ok(wake)) if !wake.touched.iter().any(|(topic, _)| topic.tag() == b'c') => {}
+            Some(_) => return true,
+        }
+    }
+}
+
+impl Inner {
+    /// Tells of receipts as they change.
+    pub(super) async fn follow_receipts(self: Arc<Self>) {
+        let mut watch = self.store.watch();
+        let mut since = self.store.watermark();
+        let mut pacing = Pacing::default();
+        loop {
+            let next = pacing.next();
+            tokio::select! {
+                some = changed(&mut watch) => match some {
+                    true => tokio::time::sleep(RECEIPTS_EVERY).await,
+                    false => return,
+                },
+                () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            }
+            let upto = self.store.watermark();
+            let rooms = self.users.rooms_with_receipts_since(since, ROOMS_MAX).unwrap_or_default();
+            let now = Instant::now();
+            for room in rooms {
+                if let Ok(room) = <&RoomId>::try_from(&*room) {
+                    pacing.changed(room, since, now);
+                }
+            }
+            since = upto;
+            for (room, told) in pacing.due(now) {
+                let servers = self.tell_receipts(&room, told, upto).await.unwrap_or_else(|error| {
+                    tracing::warn!(%error, %room, "receipts cannot be read");
+                    0
+                });
+                pacing.told(&room, upto, servers, now);
+            }
+            pacing.forget_quiet(now);
+        }
+    }
+
+    /// Says to how many servers there was something to tell.
+    async fn tell_receipts(
+        self: &Arc<Self>,
+        room: &RoomId,
+        since: StreamPosition,
+        upto: StreamPosition,
+    ) -> Result<usize, StoreError> {
+        let servers = self.servers_of(room).await?;
+        if servers.is_empty() {
+            return Ok(0);
+        }
+        let receipts = self.users.public_receipts_since(room, since, upto).await?;
+        let local = self.federation.local_servers();
+        let ours = receipts.into_iter().filter(|receipt| {
+            receipt.kind == ReceiptKind::Read && local.is_local(receipt.user_id.server_name())
+        });
+        let items: Vec<(Arc<EduKey>, EduValue)> = ours
+            .map(|receipt| {
+                let mut data = json!({ "ts": receipt.ts });
+                if let Some(thread) = receipt.thread.as_str() {
+                    data["thread_id"] = thread.into();
+                }
+                let thread = receipt.thread.as_str().map(str::to_owned);
+                let key = EduKey::Receipt(room.to_owned(), receipt.user_id, thread);
+                (Arc::new(key), Arc::new(json!({ "data": data, "event_ids": [receipt.event_id] })))
+            })
+            .collect();
+        if items.is_empty() {
+            return Ok(0);
+        }
+        self.tell(&servers, &items);
+        Ok(servers.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::room_id;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_more_servers_the_longer_the_wait() {
+        let (mut pacing, room, start) = (Pacing::default(), room_id!("!a:x"), Instant::now());
+        let at = StreamPosition::new;
+        pacing.changed(room, at(5), start);
+        assert_eq!(pacing.due(start), [(room.to_owned(), at(5))], "the first at once");
+        pacing.told(room, at(6), 100, start);
+        assert_eq!((pacing.due(start).len(), pacing.next()), (0, None));
+        for position in 7..10 {
+            pacing.changed(room, at(position), start);
+        }
+        let next = start + Duration::from_secs(2);
+        assert_eq!((pacing.due(start).len(), pacing.next()), (0, Some(next)));
+        assert_eq!(pacing.due(next), [(room.to_owned(), at(6))], "all that came meanwhile");
+        pacing.told(room, at(10), 1_000_000, next);
+        pacing.changed(room, at(11), next);
+        assert_eq!(pacing.next(), Some(next + WAIT_MAX));
+        // A room whose servers were all told long ago costs nothing.
+        pacing.told(room, at(12), 1, next);
+        pacing.forget_quiet(next);
+        assert_eq!(pacing.0.len(), 1);
+        pacing.forget_quiet(next + WAIT_PER_SERVER);
+        assert!(pacing.0.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_so_many_rooms_wait() {
+        let (mut pacing, now) = (Pacing::default(), Instant::now());
+        for n in 0..PACED_ROOMS_MAX + 10 {
+            pacing.changed(&OwnedRoomId::try_from(format!("!{n}:x")).unwrap(), StreamPosition::ZERO, now);
+        }
+        assert_eq!(pacing.due(now).len(), PACED_ROOMS_MAX);
+    }
+}

@@ -1,0 +1,300 @@
+//! The sender and those who are slow, silent or many, on a network of fakes and a paused clock: who waits for whom, what goes
+//! together, and what is told again.
+#![allow(clippy::unwrap_used)]
+
+mod world;
+
+use std::{sync::Arc, time::Duration};
+
+use hearth_federation::{
+    EARLY_EVERY,
+    sender::{QUICK_WITHIN, SENDING_AT_ONCE},
+};
+use hearth_users::{NewReceipt, ReceiptKind};
+use ruma::{OwnedRoomId, events::receipt::ReceiptThread, presence::PresenceState};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+use world::{
+    World,
+    home::{Fake, Home, user},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+/// What an event takes to a server in order: the network takes a millisecond.
+const NORMAL: Duration = Duration::from_millis(5);
+
+/// A room with peers in it, which have heard nothing yet.
+async fn room_of(world: &Arc<World>, home: &Home, names: &[String]) -> (OwnedRoomId, Vec<Fake>) {
+    let room = home.room().await;
+    let peers: Vec<Fake> = names.iter().map(|name| Fake::new(world, name)).collect();
+    for peer in &peers {
+        peer.join(home, "bob", &room).await;
+    }
+    sleep(SECOND).await;
+    peers.iter().for_each(Fake::forgets);
+    (room, peers)
+}
+
+/// The presences that a fake was told, as user and state.
+fn presences(peer: &Fake) -> Vec<(String, String)> {
+    let told = peer.edus().into_iter().filter(|(kind, _)| kind == "m.presence");
+    let all = told.flat_map(|(_, content)| content["push"].as_array().unwrap().clone());
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    all.map(|one| (text(&one["user_id"]), text(&one["presence"]))).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_never_answer_hold_no_place_of_those_who_do() {
+    let world = World::new();
+    let home = Home::new(&world).await;
+    let (mut rooms, mut silent) = (Vec::new(), Vec::new());
+    while silent.len() <= SENDING_AT_ONCE {
+        let names: Vec<String> = (0..50).map(|n| format!("silent{n}.r{}.test", rooms.len())).collect();
+        let (room, peers) = room_of(&world, &home, &names).await;
+        rooms.push(room);
+        silent.extend(peers);
+    }
+    let (room, good) = room_of(&world, &home, &["good.test".to_owned()]).await;
+    let good = &good[0];
+    // All of them answered until now. They still accept connections, and ask us things, but never answer.
+    for peer in &silent {
+        peer.is_down();
+        world.delays.lock().insert(peer.name.to_string(), MINUTE);
+    }
+    let asked = world.asked.lock().len();
+    let start = Instant::now();
+    for room in &rooms {
+        home.say(room, "hello").await;
+    }
+    home.say(&room, "first").await;
+    // Nobody could know; but this is found out quickly.
+    sleep(3 * QUICK_WITHIN).await;
+    assert_eq!(good.heard(), ["first"]);
+    good.forgets();
+    for round in 0..120 {
+        for room in rooms.iter().filter(|_| round % 12 == 0) {
+            home.say(room, "hello again").await;
+        }
+        for peer in silent.iter().filter(|_| round % 2 == 0) {
+            home.federation.destinations().heard_from(&peer.name).await.unwrap();
+        }
+        home.say(&room, &round.to_string()).await;
+        sleep(NORMAL).await;
+        assert_eq!(good.heard().len(), round + 1, "at once, each time");
+        sleep(5 * SECOND).await;
+    }
+    // And each of them was tried now and then, not for each sign of life.
+    let intervals = start.elapsed().as_secs() / EARLY_EVERY.as_secs();
+    let asked = world.asked.lock()[asked..].to_vec();
+    for peer in &silent {
+        let tries = asked.iter().filter(|line| line.starts_with(&format!("{} ", peer.name))).count();
+        assert!(tries >= 1 && tries as u64 <= intervals, "{}: {tries}", peer.name);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_all_the_time_and_cannot_be_reached_is_tried_now_and_then() {
+    let world = World::new();
+    let home = Home::new(&world).await;
+    let (room, peers) = room_of(&world, &home, &["peer.test".to_owned()]).await;
+    peers[0].is_down();
+    let asked = world.times_asked("peer.test");
+    for n in 0..600 {
+        home.say(&room, &n.to_string()).await;
+        home.federation.destinations().heard_from(&peers[0].name).await.unwrap();
+        sleep(SECOND).await;
+    }
+    let tries = world.times_asked("peer.test") - asked;
+    assert!((9..=12).contains(&tries), "{tries}");
+    peers[0].is_up();
+    home.federation.destinations().heard_from(&peers[0].name).await.unwrap();
+    sleep(EARLY_EVERY).await;
+    assert_eq!(peers[0].heard().last().unwrap(), "599");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_long_is_sent_everything_without_being_in_the_way() {
+    let world = World::new();
+    let home = Home::new(&world).await;
+    let (mut rooms, mut slow) = (Vec::new(), Vec::new());
+    while slow.len() <= SENDING_AT_ONCE {
+        let names: Vec<String> = (0..50).map(|n| format!("slow{n}.r{}.test", rooms.len())).collect();
+        let (room, peers) = room_of(&world, &home, &names).await;
+        rooms.push(room);
+        slow.extend(peers);
+    }
+    let (room, good) = room_of(&world, &home, &["good.test".to_owned()]).await;
+    for peer in &slow {
+        world.delays.lock().insert(peer.name.to_string(), 20 * SECOND);
+    }
+    let said = |n: usize| format!("to the slow {n}");
+    for n in 0..40 {
+        for room in &rooms {
+            home.say(room, &said(n)).await;
+        }
+        home.say(&room, &n.to_string()).await;
+        sleep(if n == 0 { 3 * QUICK_WITHIN } else { NORMAL }).await;
+        assert_eq!(good[0].heard().len(), n + 1);
+        sleep(SECOND).await;
+    }
+    // With 60 places, each comes to its turn every three minutes.
+    sleep(15 * MINUTE).await;
+    let wanted: Vec<String> = (0..40).map(said).collect();
+    for peer in &slow {
+        let mut heard = peer.heard();
+        heard.dedup();
+        assert_eq!(heard, wanted, "{}", peer.name);
+    }
+    assert!(slow.iter().all(|peer| peer.transactions().len() < 10), "and what waits goes together");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_there_is_told_again_before_others_take_them_for_gone() {
+    let world = World::new();
+    let home = Home::new(&world).await;
+    let (room, peers) = room_of(&world, &home, &["peer.test".to_owned()]).await;
+    home.join("carol", &room).await;
+    let _sync = home.users.presence().syncing(&user("alice"), &PresenceState::Online);
+    drop(home.users.presence().syncing(&user("carol"), &PresenceState::Online));
+    sleep(10 * MINUTE).await;
+    // Both have come to rest: one is idle, one is gone.
+    let told = presences(&peers[0]);
+    let last = |name: &str| told.iter().rev().find(|(user, _)| user.contains(name)).unwrap().1.clone();
+    assert_eq!((last("alice"), last("carol")), ("unavailable".into(), "offline".into()));
+    peers[0].forgets();
+    sleep(100 * MINUTE).await;
+    let again = vec![(user("alice").to_string(), "unavailable".to_owned()); 4];
+    assert_eq!(presences(&peers[0]), again);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_back_is_told_who_is_there() {
+    let world = World::new();
+    let home = Home::new(&world).await;
+    let (room, peers) = room_of(&world, &home, &["peer.test".to_owned(), "other.test".to_owned()]).await;
+    let [peer, other] = &peers[..] else { panic!("two") };
+    let away = user("away");
+    for name in ["carol", "away"] {
+        home.join(name, &room).await;
+    }
+    let presence = home.users.presence();
+    let _away = presence.syncing(&away, &PresenceState::Online);
+    sleep(2 * SECOND).await;
+    // In one case there are events for it, too; in the other not.
+    for with_events in [true, false] {
+        peer.is_down();
+        if with_events {
+            home.say(&room, "you miss this").await;
+            sleep(SECOND).await;
+        }
+        let _here = presence.syncing(&user("alice"), &PresenceState::Online);
+        presence.set(&user("carol"), PresenceState::Unavailable, Some("lunch".into()));
+        presence.set(&away, PresenceState::Offline, None);
+        sleep(5 * SECOND).await;
+        peer.is_up();
+        for fake in &peers {
+            fake.forgets();
+        }
+        home.federation.destinations().heard_from(&peer.name).await.unwrap();
+        sleep(5 * SECOND).await;
+        let mut told = presences(peer);
+        told.sort();
+        told.dedup();
+        let wanted = [("alice", "online"), ("away", "offline"), ("carol", "unavailable")];
+        assert_eq!(told, wanted.map(|(name, state)| (user(name).to_string(), state.to_owned())));
+        assert!(presences(peer).len() <= 6, "and not more often than twice");
+        assert!(presences(other).is_empty(), "who missed nothing is told nothing");
+        for name in ["alice", "carol"] {
+            presence.forget(&user(name));
+        }
+        presence.set(&away, PresenceState::Online, None);
+        sleep(3 * MINUTE).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn receipts_of_a_large_room_go_together() {
+    let world = World::new();
+    let home = Home::new(&world).await;
+    let names: Vec<String> = (0..100).map(|n| format!("p{n}.test")).collect();
+    let (room, peers) = room_of(&world, &home, &names).await;
+    let mut last = None;
+    let mut events = Vec::new();
+    for n in 0..30 {
+        events.push(home.say(&room, &n.to_string()).await);
+    }
+    sleep(SECOND).await;
+    peers.iter().for_each(Fake::forgets);
+    let receipts = |peer: &Fake| peer.edus().into_iter().filter(|(kind, _)| kind == "m.receipt").count();
+    for event_id in events {
+        last = Some(event_id.clone());
+        let read = NewReceipt {
+            kind: ReceiptKind::Read,
+            event_id,
+            thread: ReceiptThread::Unthreaded,
+            ts: 5,
+            order: None,
+        };
+        home.users.set_receipts(&room, &user("alice"), &[read], None).await.unwrap();
+        sleep(SECOND / 2).await;
+        assert!(receipts(&peers[0]) > 0, "the first one at once");
+    }
+    sleep(3 * SECOND).await;
+    for peer in &peers {
+        // Fifteen seconds; a hundred servers at fifty transactions a second are two seconds from one to the next.
+        assert!((7..=9).contains(&receipts(peer)), "{}", receipts(peer));
+        let (_, newest) = peer.edus().pop().unwrap();
+        assert_eq!(newest[room.as_str()]["m.read"][user("alice").as_str()]["event_ids"], json!([last]));
+    }
+    // In a small room nothing waits.
+    let (small, pair) = room_of(&world, &home, &["pair.test".to_owned()]).await;
+    for n in 0..5 {
+        let event_id = home.say(&small, &n.to_string()).await;
+        let read = NewReceipt {
+            kind: ReceiptKind::Read,
+            event_id,
+            thread: ReceiptThread::Unthreaded,
+            ts: 6,
+            order: None,
+        };
+        home.users.set_receipts(&small, &user("alice"), &[read], None).await.unwrap();
+        sleep(SECOND / 2).await;
+        assert_eq!(receipts(&pair[0]), n + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn typing_and_receipts_do_not_wait_behind_presence() {
+    let world = World::new();
+    let home = Home::new(&world).await;
+    let (room, peers) = room_of(&world, &home, &["peer.test".to_owned()]).await;
+    let peer = &peers[0];
+    let names: Vec<String> = (0..400).map(|n| format!("u{n}")).collect();
+    for name in &names {
+        home.join(name, &room).await;
+    }
+    let said = home.say(&room, "hello").await;
+    sleep(SECOND).await;
+    peer.forgets();
+    world.delays.lock().insert("peer.test".into(), 5 * SECOND);
+    for name in &names {
+        home.users.presence().set(&user(name), PresenceState::Online, None);
+    }
+    // A transaction is under way, and more presence waits than is held.
+    sleep(2 * SECOND).await;
+    home.users.typing().set(&room, &user("alice"), Some(MINUTE));
+    let read = NewReceipt {
+        kind: ReceiptKind::Read,
+        event_id: said,
+        thread: ReceiptThread::Unthreaded,
+        ts: 5,
+        order: None,
+    };
+    home.users.set_receipts(&room, &user("alice"), &[read], None).await.unwrap();
+    sleep(10 * SECOND).await;
+    let [_, (_, next), ..] = &peer.transactions()[..] else { panic!("two transactions") };
+    let kinds: Vec<&str> =
+        next["edus"].as_array().unwrap().iter().map(|edu| edu["edu_type"].as_str().unwrap()).collect();
+    assert_eq!(kinds[..2], ["m.typing", "m.receipt"], "before all presence");
+}
