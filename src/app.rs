@@ -11,7 +11,8 @@ use std::{
 use hearth_dag::{Keypair, LocalServers, Signer};
 use hearth_federation::{
     Access, Federation, FederationOptions, Https, HttpsError, HttpsOptions, Inbound, KeyError, Network,
-    OldKeyError, OwnKeys, Patience, RemoteRooms, Sender, SenderOptions, dns::SystemDns, load_or_create_key,
+    OldKeyError, OwnKeys, Patience, Policy, RemoteRooms, Sender, SenderOptions, dns::SystemDns,
+    load_or_create_key,
 };
 use hearth_rooms::{Rooms, RoomsOptions, SystemClock, read::Reader};
 use hearth_store::{Commit, CommitError, Store, StoreError, StoreOptions};
@@ -54,6 +55,8 @@ pub struct Parts {
     pub local_servers: LocalServers,
     /// What this server is to other servers.
     pub federation: Federation,
+    /// Asks the policy servers of rooms that have one.
+    pub policy: Policy,
     /// What our users do in rooms of other servers.
     pub remote_rooms: RemoteRooms,
     /// What other servers send.
@@ -99,6 +102,7 @@ hands_out! {
     key: Arc<Keypair>,
     local_servers: LocalServers,
     federation: Federation,
+    policy: Policy,
     remote_rooms: RemoteRooms,
     inbound: Inbound,
     sender: Sender,
@@ -220,6 +224,7 @@ impl App {
             reader,
             key,
             local_servers,
+            policy: Policy::new(federation.clone(), rooms.clone()),
             remote_rooms: RemoteRooms::start(federation.clone(), rooms.clone()),
             rooms,
             inbound,

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use hearth::{
     config::Config,
-    testing::{Answer, TestNetwork, TestServer, TestUser, encoded},
+    testing::{Answer, TestNetwork, TestPeer, TestServer, TestUser, encoded},
 };
+use hearth_dag::{Keypair, ReceivedPdu, RoomRules, countersign};
 use hearth_store::Store;
 use ruma::OwnedServerName;
 use serde_json::{Value, json};
@@ -381,4 +382,60 @@ async fn events_of_a_time_are_found_at_other_servers() {
     assert_eq!(found["origin_server_ts"], ts);
     let none = format!("/_matrix/client/v1/rooms/{}/timestamp_to_event?ts=1&dir=b", encoded(&room));
     bob.get(&none).await.refused(404, "M_NOT_FOUND");
+}
+
+/// An answer that another server may give.
+fn answer(status: u16, body: impl Into<bytes::Bytes>) -> http::Response<bytes::Bytes> {
+    http::Response::builder().status(status).body(body.into()).unwrap()
+}
+
+#[tokio::test]
+async fn the_policy_server_of_a_room_decides_what_is_sent() {
+    let (far, near) = two().await;
+    let (alice, bob) = (far.user("alice").await, near.user("bob").await);
+    // This server is none, whoever asks.
+    let path = "/_matrix/policy/v1/sign";
+    near.request(http::Method::POST, path, None, Some(json!({}))).await.refused(404, "M_UNRECOGNIZED");
+    let path = "/.well-known/matrix/policy_server";
+    assert_eq!(near.request(http::Method::GET, path, None, None).await.status, 404);
+    let room = alice.creates_a_public_room().await;
+    join(&bob, &room, &["far.test"]).await.ok();
+    let key = Keypair::new(name(NEAR), "policy_server", &[42; 32]).unwrap();
+    let policy = json!({ "via": NEAR, "public_keys": { "ed25519": key.public_key_base64() } });
+    alice.sets(&room, "m.room.policy", "", policy).await;
+    let path = format!("/_matrix/client/v3/rooms/{}/send/m.room.message", encoded(&room));
+    let hello = json!({ "msgtype": "m.text", "body": "hello" });
+    let says = async |txn: &str| alice.put(&format!("{path}/{txn}"), hello.clone()).await;
+    says("1").await.refused(403, "M_FORBIDDEN");
+    // What it says is told to the user, and nothing of it to the client: this would log it out.
+    let guard = TestPeer::stranger(&name(NEAR));
+    far.network.fake(&guard, |_| answer(401, r#"{"errcode":"M_UNKNOWN_TOKEN","error":"I do not like it"}"#));
+    let refused = says("1").await.refused(403, "M_FORBIDDEN");
+    assert!(refused["error"].as_str().unwrap().contains("I do not like it"), "{refused}");
+    let slowly = r#"{"errcode":"M_LIMIT_EXCEEDED","error":"slowly","retry_after_ms":5}"#;
+    far.network.fake(&guard, move |_| answer(429, slowly));
+    assert_eq!(says("1").await.refused(429, "M_LIMIT_EXCEEDED")["retry_after_ms"], 5);
+    far.network.cut(&name(NEAR));
+    says("1").await.refused(502, "M_UNKNOWN");
+    // It signs what it is shown, whichever way the event is made.
+    far.network.fake(&guard, move |request| {
+        let rules = RoomRules::of(&ruma::RoomVersionId::V12).unwrap();
+        let event = ReceivedPdu::parse(rules, std::str::from_utf8(request.body()).unwrap());
+        let Ok(event) = event else { return answer(200, "{}") };
+        let signed: Value = serde_json::from_str(countersign(rules, event.pdu(), &key).json()).unwrap();
+        answer(200, json!({ NEAR: signed["signatures"][NEAR] }).to_string())
+    });
+    let sent = says("1").await.ok();
+    assert_eq!(says("1").await.ok(), sent, "a repeat makes no second event");
+    alice.sets(&room, "m.room.topic", "", json!({ "topic": "tea" })).await;
+    far.user("carol").await.joins(&room).await;
+    let name_path = format!("/_matrix/client/v3/profile/{}/displayname", encoded("@alice:far.test"));
+    alice.put(&name_path, json!({ "displayname": "Al" })).await.ok();
+    let shown = state(&alice, &room, "m.room.member", "@alice:far.test").await.ok();
+    assert_eq!(shown["displayname"], "Al");
+    let kick = json!({ "user_id": "@bob:near.test" });
+    alice.post(&format!("/_matrix/client/v3/rooms/{}/kick", encoded(&room)), kick).await.ok();
+    // With its last user the policy server is gone.
+    far.network.cut(&name(NEAR));
+    says("2").await.ok();
 }

@@ -54,6 +54,10 @@ pub enum Rejection {
         server: OwnedServerName,
     },
 
+    /// The room has a policy server, and it does not recommend the event.
+    #[error("the room's policy server does not recommend the event")]
+    NotRecommended,
+
     // Authorization by the event's own auth events.
     /// An auth event is not at hand.
     #[error("the auth event {0} is not known")]

@@ -3,6 +3,7 @@
 //! * [`Federation`] holds the parts: [`KeyStore`] knows servers' keys, [`Client`] asks, [`Destinations`] knows who fails,
 //!   [`Access`] with whom we talk at all; [`Federation::verify`] is the gate for what others ask.
 //! * [`RemoteRooms`] is what our users do in rooms of other servers: joining, leaving, knocking, inviting.
+//! * [`Policy`] asks the policy servers of rooms that have one.
 //! * It answers in values and JSON; HTTP is the top layer's.
 
 mod access;
@@ -21,6 +22,7 @@ mod keys;
 mod lookups;
 pub mod membership;
 pub mod network;
+mod policy;
 pub mod sender;
 pub mod server_name;
 pub mod tables;
@@ -45,5 +47,6 @@ pub use keys::{KeyError, OldKeyError, OldVerifyKey, load_or_create_key, publishe
 pub use lookups::{LOOKUPS_AT_ONCE, PROFILE_TIME};
 pub use membership::{RemoteRoomError, RemoteRooms};
 pub use network::{Limits, Network, NetworkError};
+pub use policy::{ASKED_AT_ONCE, JUDGING_TIME, Policy};
 pub use sender::{Sender, SenderOptions};
 pub use verify::BadPdu;

@@ -102,11 +102,22 @@ impl Membership {
 }
 
 impl Turn {
-    /// Makes an event of a draft on the head, if the rules allow it, and moves the head to it.
+    /// Makes an event of a draft on the head, if the rules allow it, and moves the head to it. One that the operation
+    /// brought back from the room's policy server takes its place.
     pub(crate) async fn append(&mut self, sending: Sending) -> Result<Appended, WriteError> {
-        let Sending { draft, sent_by, timestamp_ms } = sending;
-        let made = self.make(&draft, timestamp_ms, draft.sender.server_name()).await?;
-        self.append_checked(made.pdu, made.auth_events, sent_by, made.mentions_room_allowed).await
+        let signed = self.signed_for(&sending.draft).await?;
+        let signed_ms = signed.as_ref().map(|event| event.origin_server_ts().get().into());
+        let draft = &sending.draft;
+        let mut made =
+            self.make(draft, signed_ms.or(sending.timestamp_ms), draft.sender.server_name()).await?;
+        if let Some(signed) = signed {
+            if signed.event_id() != made.pdu.event_id() {
+                return self.append_beside(signed, sending).await;
+            }
+            made.pdu = signed;
+        }
+        self.check_policy(&made.pdu).await?;
+        self.append_checked(made.pdu, made.auth_events, sending.sent_by, made.mentions_room_allowed).await
     }
 
     /// An event of a draft on the head, if the rules allow it, signed by a server of ours. Nothing is written.

@@ -201,7 +201,9 @@ impl Rooms {
     ) -> Result<StreamPosition, EnterError> {
         let members = if enter.members_omitted.is_some() { Members::Omitted } else { Members::Told };
         let held = self.hold_state(room, state, members).await?.map_err(|_| EnterError::NoCreateEvent)?;
-        let join = Receive { told: Some(held.snapshot), ..Receive::of(&enter.join) };
+        // A server of the room has let the user in.
+        let told = Some(held.snapshot);
+        let join = Receive { told, is_let_in: true, ..Receive::of(&enter.join) };
         match self.take_in(&join, &Commit::new()).await? {
             Received::Accepted(position) => Ok(position),
             Received::Rejected(Some(why)) | Received::SoftFailed(Some(why)) => Err(EnterError::Refused(why)),

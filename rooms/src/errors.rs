@@ -3,6 +3,8 @@
 use hearth_dag::{BuildError, Rejection};
 use hearth_store::StoreError;
 
+use crate::policy::{PolicyRefusal, Unsigned};
+
 /// Why nothing was written.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum WriteError {
@@ -15,6 +17,11 @@ pub enum WriteError {
     Forbidden(#[from] Rejection),
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The event was made, and is to be shown to the room's policy server first: come again with what that says.
+    #[error("the room's policy server has not signed the event")]
+    Unsigned(Box<Unsigned>),
+    #[error(transparent)]
+    Policy(#[from] PolicyRefusal),
     /// Zero bytes count twice in a key of the store, so hardly any event is one of these.
     #[error("the event's type and state key are longer than can be kept")]
     Unstorable,
@@ -32,7 +39,11 @@ impl WriteError {
         match self {
             WriteError::Forbidden(_) | WriteError::Build(_) | WriteError::Unstorable => true,
             WriteError::Store(error) => matches!(error, TooLarge { .. } | Invalid(_)),
-            WriteError::UnknownRoom | WriteError::NotResident | WriteError::Busy => false,
+            WriteError::UnknownRoom
+            | WriteError::NotResident
+            | WriteError::Unsigned(_)
+            | WriteError::Policy(_)
+            | WriteError::Busy => false,
         }
     }
 }

@@ -13,6 +13,7 @@ use ruma::events::StateEventType;
 use crate::events::{Events, RoomInfo, StoredEvent};
 use crate::ids::{EventSn, SnapshotId, StateKeySn};
 use crate::kind::Kind;
+use crate::policy::Named;
 use crate::seams::random_number;
 use crate::tables::{HEAD_VERSIONS, HEADS, HeadRow, MERGED_FORKS, Residency};
 
@@ -36,6 +37,8 @@ pub(crate) struct Head {
     /// What [`MERGED_FORKS`] holds.
     pub(crate) merged: Option<SnapshotId>,
     pub(crate) facts: Facts,
+    /// The policy server that the current state names.
+    pub(crate) policy: Named,
     pub(crate) state: HashMap<StateKey, Option<Arc<StoredEvent>>>,
     pub(crate) keys: HashMap<StateKey, StateKeySn>,
 }
@@ -81,6 +84,7 @@ impl Head {
             extremities: Vec::new(),
             merged: None,
             facts: Facts::default(),
+            policy: Named::Unread,
             state: HashMap::new(),
             keys: HashMap::new(),
         }
@@ -132,6 +136,7 @@ impl Head {
         match kind.as_str() {
             "m.room.create" => self.facts = Facts::default(),
             "m.room.power_levels" => self.facts.power = None,
+            "m.room.policy" => self.policy = Named::Unread,
             _ => {}
         }
     }
@@ -140,6 +145,7 @@ impl Head {
     pub(crate) fn forget_state(&mut self) {
         self.state.clear();
         self.facts = Facts::default();
+        self.policy = Named::Unread;
     }
 
     pub(crate) fn next_event(&mut self) -> EventSn {

@@ -175,10 +175,13 @@ impl Rooms {
         also: &Commit,
     ) -> Result<Done<A::Output>, A::Error> {
         let lane = self.lanes().of(room.sn);
+        // An event that was signed elsewhere may go in as one that is received.
+        let (waits, looks_for) = match (act.waits(), self.verdicts()) {
+            (Waits::Never, Some(verdicts)) => (Waits::ForItsKind, verdicts.only_one()),
+            (waits, _) => (waits, act.looks_for()),
+        };
         for _ in 0..TRIES {
-            let Some(mut open) =
-                self.begin(&lane, room, act.anywhere(), act.waits(), act.looks_for()).await?
-            else {
+            let Some(mut open) = self.begin(&lane, room, act.anywhere(), waits, looks_for).await? else {
                 continue;
             };
             let output = match act.decide(&mut open.turn).await {

@@ -29,6 +29,7 @@ mod membership;
 mod missing;
 mod out_of_band;
 mod partial;
+mod policy;
 mod queue;
 pub mod read;
 mod receive;
@@ -65,6 +66,7 @@ pub use membership::{Invite, Join, Joined, Knock, MembershipError, Profile, Remo
 pub use missing::Gap;
 pub use out_of_band::{OutOfBand, OutOfBandError};
 pub use partial::{CompleteError, PartialRoom};
+pub use policy::{MayLackSignature, PolicyRefusal, PolicyServer, Unsigned, Verdicts};
 pub use queue::{QUEUED_BYTES_MAX, QUEUED_EVENTS_MAX, Wanted};
 pub use receive::Received;
 pub use redaction::redacted_because;

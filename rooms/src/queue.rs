@@ -88,7 +88,8 @@ impl Rooms {
     }
 
     /// Decides the events of a room's queue whose references are here, those first that others wait for. Says what
-    /// became of each; those that still wait are not named, nor is one that was dropped because it can never be kept.
+    /// became of each; those that still wait are not named, nor is one that was dropped because it can never be kept. One
+    /// that the room's policy server has to sign is named and waits.
     pub async fn receive_queued(&self, room: &RoomId) -> Result<Vec<(OwnedEventId, Received)>, WriteError> {
         let Some(room) = self.room(room).await? else { return Ok(Vec::new()) };
         let queued = self.queued(&room).await?;
@@ -98,6 +99,9 @@ impl Rooms {
             let (number, row, pdu) = &queued[place];
             match self.receive(pdu).await {
                 Ok(Received::Missing { .. }) => {}
+                Ok(received @ Received::NeedsPolicySignature(_)) => {
+                    decided.push((row.event_id.clone(), received));
+                }
                 Ok(received) => {
                     decided.push((row.event_id.clone(), received));
                     done.push(*number);

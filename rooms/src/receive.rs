@@ -17,10 +17,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::append::NewEvent;
 use crate::content;
 use crate::errors::WriteError;
+use crate::event_row::SentBy;
 use crate::events::StoredEvent;
 use crate::ids::{EventSn, SnapshotId, TimelineOrder};
 use crate::import::{Members, has_keys};
 use crate::lane::{Act, Done, Waits};
+use crate::policy::Unsigned;
 use crate::rooms::Rooms;
 use crate::snapshot::StateChange;
 use crate::tables::*;
@@ -39,6 +41,8 @@ pub enum Received {
     Outlier,
     SoftFailed(Option<Rejection>),
     Rejected(Option<Rejection>),
+    /// Come again with what the room's policy server says of it.
+    NeedsPolicySignature(Box<Unsigned>),
     /// Come again when these are here.
     Missing {
         prev: Vec<OwnedEventId>,
@@ -49,12 +53,12 @@ pub enum Received {
 impl Rooms {
     /// Takes an event into its room. One that is here already is answered as it was the first time.
     pub async fn receive(&self, pdu: &VerifiedPdu) -> Result<Received, WriteError> {
-        self.take_in(&Receive::of(pdu), &Commit::new()).await
+        self.take_in(&self.on_its_way(pdu), &Commit::new()).await
     }
 
     /// Keeps an event beside its room: one that others name as an auth event, or as a part of their state.
     pub async fn receive_outlier(&self, pdu: &VerifiedPdu) -> Result<Received, WriteError> {
-        self.take_in(&Receive { as_outlier: true, ..Receive::of(pdu) }, &Commit::new()).await
+        self.take_in(&Receive { as_outlier: true, ..self.on_its_way(pdu) }, &Commit::new()).await
     }
 
     /// Takes an event in whose prev events cannot be had. `state_before` is the state before it as a peer told it; all
@@ -70,7 +74,7 @@ impl Rooms {
             Ok(told) => Some(told.snapshot),
             Err(missing) => return Ok(Received::Missing { prev: Vec::new(), auth: missing }),
         };
-        self.take_in(&Receive { told, ..Receive::of(pdu) }, &Commit::new()).await
+        self.take_in(&Receive { told, ..self.on_its_way(pdu) }, &Commit::new()).await
     }
 
     /// Takes an event in that is ours to send to the room's other servers: one that a peer submitted through us, or
@@ -80,7 +84,15 @@ impl Rooms {
         pdu: &VerifiedPdu,
         also: &Commit,
     ) -> Result<Received, WriteError> {
-        self.take_in(&Receive { ours_to_send: true, ..Receive::of(pdu) }, also).await
+        let receive = Receive { ours_to_send: true, ..self.on_its_way(pdu) };
+        match self.take_in(&receive, also).await? {
+            Received::NeedsPolicySignature(unsigned) => Err(WriteError::Unsigned(unsigned)),
+            received => Ok(received),
+        }
+    }
+
+    fn on_its_way(&self, pdu: &VerifiedPdu) -> Receive {
+        Receive::judged(pdu, self.verdicts().map(|verdicts| &**verdicts))
     }
 
     pub(crate) async fn take_in(&self, receive: &Receive, also: &Commit) -> Result<Received, WriteError> {
@@ -125,6 +137,12 @@ pub(crate) struct Receive {
     pub(crate) as_outlier: bool,
     /// It goes on from here to the room's other servers.
     pub(crate) ours_to_send: bool,
+    /// Of an event of ours, the device and transaction that it came from.
+    pub(crate) sent_by: Option<SentBy>,
+    /// The room's policy server was asked about it already: it does not recommend it.
+    pub(crate) is_refused: bool,
+    /// It is in the room for others already, whatever a policy server says.
+    pub(crate) is_let_in: bool,
     /// The state before it as a peer told it, where prev events are missing.
     pub(crate) told: Option<SnapshotId>,
     /// What has to be written before this event changes the state.
@@ -140,6 +158,9 @@ impl Receive {
             hash_failed: pdu.is_redacted(),
             as_outlier: false,
             ours_to_send: false,
+            sent_by: None,
+            is_refused: false,
+            is_let_in: false,
             told: None,
             members_first: Mutex::default(),
             has_late_members: AtomicBool::new(false),
@@ -243,6 +264,15 @@ impl Receive {
             && let Err(why) = turn.judge_at(&self.pdu, current, &allowed.placed.auth).await?
         {
             return self.soft_fail(turn, known, why, allowed).await;
+        }
+        // Is validated by the policy server, if the room is using one, otherwise it is soft failed.
+        if !self.is_let_in
+            && let Some(unsigned) = turn.lacks_signature(&self.pdu).await?
+        {
+            return match self.is_refused {
+                true => self.soft_fail(turn, known, Rejection::NotRecommended, allowed).await,
+                false => Ok(Received::NeedsPolicySignature(Box::new(unsigned))),
+            };
         }
         self.accept(turn, known, allowed).await
     }
@@ -393,7 +423,7 @@ impl Receive {
             auth_events: placed.auth.iter().map(|event| event.sn).collect(),
             snapshot_before: placed.before,
             replaces: None,
-            sent_by: None,
+            sent_by: self.sent_by.clone(),
             also_to: Vec::new(),
             mentions_room_allowed: false,
         }

@@ -15,6 +15,7 @@ use crate::events::{Events, RoomInfo};
 use crate::ids::{RoomSn, StateKeySn};
 use crate::kind::Kind;
 use crate::lane::Lanes;
+use crate::policy::Verdicts;
 use crate::read::Reader;
 use crate::seams::Clock;
 use crate::serve::Serving;
@@ -44,16 +45,17 @@ impl Default for RoomsOptions {
     }
 }
 
-/// What happens in rooms. Cheap to clone; all clones are one.
+/// What happens in rooms. Cheap to clone; all clones are one. Some know besides what a policy server said of events, for
+/// one operation.
 #[derive(Clone)]
-pub struct Rooms(Arc<Inner>);
+pub struct Rooms(Arc<Inner>, Option<Arc<Verdicts>>);
 
 /// Does not keep the rooms alive.
 pub(crate) struct WeakRooms(Weak<Inner>);
 
 impl WeakRooms {
     pub(crate) fn upgrade(&self) -> Option<Rooms> {
-        self.0.upgrade().map(Rooms)
+        self.0.upgrade().map(|inner| Rooms(inner, None))
     }
 }
 
@@ -94,7 +96,7 @@ impl Rooms {
     pub fn new(store: Store, servers: LocalServers, clock: Arc<dyn Clock>, options: &RoomsOptions) -> Self {
         let overlay = Overlay::default();
         let snapshots = Snapshots::new(store.clone(), overlay.clone(), options.state_cache_bytes);
-        let rooms = Rooms(Arc::new(Inner {
+        let inner = Arc::new(Inner {
             events: Events::new(store.clone(), overlay.clone(), options.event_cache_bytes),
             reader: Reader::new(store.clone(), snapshots.clone()),
             snapshots,
@@ -110,7 +112,8 @@ impl Rooms {
             by_id: Cache::new(REMEMBERED_ROOMS),
             keys: Cache::new(REMEMBERED_KEYS),
             serving: Serving::new(),
-        }));
+        });
+        let rooms = Rooms(inner, None);
         rooms.clone().follow_redactions();
         rooms
     }
@@ -147,6 +150,14 @@ impl Rooms {
 
     pub fn is_local(&self, user: &UserId) -> bool {
         self.0.servers.is_local(user.server_name())
+    }
+
+    pub(crate) fn verdicts(&self) -> Option<&Arc<Verdicts>> {
+        self.1.as_ref()
+    }
+
+    pub(crate) fn judged(&self, verdicts: Arc<Verdicts>) -> Self {
+        Rooms(self.0.clone(), Some(verdicts))
     }
 
     pub(crate) fn overlay(&self) -> &Overlay {

@@ -1,7 +1,7 @@
 //! The own account: who am I, password, deactivation.
 
 use axum::extract::State;
-use hearth_rooms::{Membership, MembershipError, Removal, Remove, WriteError};
+use hearth_rooms::{Membership, MembershipError, Removal, Remove, Rooms, WriteError};
 use hearth_store::Commit;
 use hearth_users::{Kind, Users};
 use ruma::api::client::account::{ThirdPartyIdRemovalStatus, change_password, deactivate, whoami};
@@ -128,7 +128,9 @@ async fn leave_all_rooms(app: &App, user: &ruma::UserId) -> Result<(), MatrixErr
             removal: Removal::Leave,
             reason: None,
         };
-        let left = match app.rooms.remove(&leave, Commit::new()).await {
+        let leave = &leave;
+        let remove = |rooms: Rooms| async move { rooms.remove(leave, Commit::new()).await };
+        let left = match app.policy.signing(remove).await {
             Err(MembershipError::NeedsOtherServer) => app.rooms.leave_out_of_band(user, &room.room_id).await,
             done => done.map(drop),
         };

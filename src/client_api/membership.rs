@@ -1,7 +1,7 @@
 //! Who is in a room: joining, inviting, knocking, leaving, forgetting, kicking and banning.
 
 use axum::extract::State;
-use hearth_federation::RemoteRooms;
+use hearth_federation::{Policy, RemoteRooms};
 use hearth_rooms::{Invite, Join, Knock, MembershipError, Profile, Removal, Remove, Rooms, read::Reader};
 use hearth_store::Commit;
 use hearth_users::Users;
@@ -269,46 +269,47 @@ struct Target {
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/kick`
 async fn kick(
-    State(rooms): State<Rooms>,
+    State(policy): State<Policy>,
     user: LocalUser,
     PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
     JsonBody(target): JsonBody<Target>,
 ) -> ApiResult<kick_user::v3::Response> {
-    remove(&rooms, user, room, target, Removal::Kick).await?;
+    remove(&policy, user, room, target, Removal::Kick).await?;
     Ok(Ruma(kick_user::v3::Response::new()))
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/ban`
 async fn ban(
-    State(rooms): State<Rooms>,
+    State(policy): State<Policy>,
     user: LocalUser,
     PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
     JsonBody(target): JsonBody<Target>,
 ) -> ApiResult<ban_user::v3::Response> {
-    remove(&rooms, user, room, target, Removal::Ban).await?;
+    remove(&policy, user, room, target, Removal::Ban).await?;
     Ok(Ruma(ban_user::v3::Response::new()))
 }
 
 /// `POST /_matrix/client/v3/rooms/{roomId}/unban`
 async fn unban(
-    State(rooms): State<Rooms>,
+    State(policy): State<Policy>,
     user: LocalUser,
     PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
     JsonBody(target): JsonBody<Target>,
 ) -> ApiResult<unban_user::v3::Response> {
-    remove(&rooms, user, room, target, Removal::Unban).await?;
+    remove(&policy, user, room, target, Removal::Unban).await?;
     Ok(Ruma(unban_user::v3::Response::new()))
 }
 
 async fn remove(
-    rooms: &Rooms,
+    policy: &Policy,
     user: LocalUser,
     room: OwnedRoomId,
     target: Target,
     removal: Removal,
 ) -> Result<(), MatrixError> {
     let remove = Remove { room, sender: user.user_id, user: target.user_id, removal, reason: target.reason };
-    match rooms.remove(&remove, Commit::new()).await {
+    let act = &remove;
+    match policy.signing(|rooms| async move { rooms.remove(act, Commit::new()).await }).await {
         Err(error @ MembershipError::NotInRoom(_)) if removal == Removal::Unban => {
             Err(MatrixError::bad_state(format!("{} is not banned: {error}", remove.user)))
         }

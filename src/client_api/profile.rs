@@ -145,7 +145,10 @@ async fn tell_rooms(app: &App, user: &UserId, change: &ProfileChange) -> Result<
         avatar_url: change.profile.avatar_url().map(str::to_owned),
     };
     let joined = app.rooms.joined_rooms(user).await?;
-    let updates = joined.into_iter().map(|room| app.rooms.update_profile(user, room, &profile));
+    let updates = joined.into_iter().map(|room| {
+        let profile = &profile;
+        app.policy.signing(move |rooms| async move { rooms.update_profile(user, room, profile).await })
+    });
     let mut updates = futures_util::stream::iter(updates).buffer_unordered(ROOMS_AT_ONCE);
     while let Some(updated) = updates.next().await {
         if let Err(error) = updated {

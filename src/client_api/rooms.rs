@@ -1,8 +1,8 @@
 //! Sending into rooms: messages and redactions.
 
 use axum::extract::State;
-use hearth_rooms::{Rooms, Send, Txn, read::push_str};
-use hearth_store::Commit;
+use hearth_federation::Policy;
+use hearth_rooms::{Send, Txn, read::push_str};
 use hearth_users::Users;
 use ruma::{
     OwnedEventId, OwnedRoomId,
@@ -12,6 +12,7 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::writing::send_event;
 use crate::http::{
     BodyLimit, JsonBody, JsonResult, LocalUser, MatrixError, PathArgs, RateClass, RawJson, Route, Routes,
     Specimen,
@@ -65,7 +66,7 @@ pub fn sent(event_id: &OwnedEventId) -> RawJson {
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/send/{eventType}/{txnId}`
 async fn send(
-    State(rooms): State<Rooms>,
+    State(policy): State<Policy>,
     State(users): State<Users>,
     user: LocalUser,
     PathArgs((room, kind, txn_id)): PathArgs<(OwnedRoomId, String, String)>,
@@ -87,7 +88,7 @@ async fn send(
         txn: Some(txn),
         timestamp_ms: None,
     };
-    let done = rooms.send(&send, Commit::new()).await?;
+    let done = send_event(&policy, &send).await?;
     // Who has sent something has stopped typing it.
     users.typing().set(&send.room, &send.sender, None);
     Ok(sent(&done.event_id))
@@ -100,7 +101,7 @@ struct Redaction {
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/redact/{eventId}/{txnId}`
 async fn redact(
-    State(rooms): State<Rooms>,
+    State(policy): State<Policy>,
     user: LocalUser,
     PathArgs((room, event_id, txn_id)): PathArgs<(OwnedRoomId, OwnedEventId, String)>,
     JsonBody(Redaction { reason }): JsonBody<Redaction>,
@@ -126,6 +127,6 @@ async fn redact(
         timestamp_ms: None,
     };
     // A suspended account may still take back its own events.
-    let done = rooms.send(&send, Commit::new()).await?;
+    let done = send_event(&policy, &send).await?;
     Ok(sent(&done.event_id))
 }

@@ -1,12 +1,11 @@
 //! The state of rooms: reading it as of now or as the asker left, and changing it.
 
 use axum::extract::State;
-use hearth_federation::RemoteRooms;
+use hearth_federation::{Policy, RemoteRooms};
 use hearth_rooms::{
-    Rooms, Send,
+    Send,
     read::{MemberFilter, Reader, push_str},
 };
-use hearth_store::Commit;
 use hearth_users::Users;
 use http::Method;
 use ruma::{
@@ -23,6 +22,7 @@ use serde_json::value::RawValue;
 use super::{
     reading::{self, EventWriter, not_in_room},
     rooms::{content, sent},
+    writing::send_event,
 };
 use crate::http::{
     Auth, BodyLimit, JsonBody, JsonResult, LocalUser, MatrixError, PathArgs, Query, RateClass, RawJson,
@@ -127,26 +127,26 @@ async fn state_event(
 
 /// `PUT /_matrix/client/v3/rooms/{roomId}/state/{eventType}/{stateKey}`
 async fn set(
-    rooms: State<Rooms>,
+    policy: State<Policy>,
     user: LocalUser,
     PathArgs((room, kind, state_key)): PathArgs<(OwnedRoomId, String, String)>,
     JsonBody(json): JsonBody<Box<RawValue>>,
 ) -> JsonResult {
-    set_state(rooms, user, room, kind, state_key, json).await
+    set_state(policy, user, room, kind, state_key, json).await
 }
 
 /// The same with an empty state key.
 async fn set_with_empty_key(
-    rooms: State<Rooms>,
+    policy: State<Policy>,
     user: LocalUser,
     PathArgs((room, kind)): PathArgs<(OwnedRoomId, String)>,
     JsonBody(json): JsonBody<Box<RawValue>>,
 ) -> JsonResult {
-    set_state(rooms, user, room, kind, String::new(), json).await
+    set_state(policy, user, room, kind, String::new(), json).await
 }
 
 async fn set_state(
-    State(rooms): State<Rooms>,
+    State(policy): State<Policy>,
     user: LocalUser,
     room: OwnedRoomId,
     kind: String,
@@ -163,7 +163,7 @@ async fn set_state(
         txn: None,
         timestamp_ms: None,
     };
-    let done = rooms.send(&send, Commit::new()).await?;
+    let done = send_event(&policy, &send).await?;
     Ok(sent(&done.event_id))
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use hearth_dag::ReceivedPdu;
-use hearth_federation::{Federation, KeyNeeds};
+use hearth_federation::{Federation, KeyNeeds, Policy};
 use hearth_rooms::{
     RoomInfo, Rooms,
     serve::{AcceptedJoin, Submitted, Template},
@@ -141,14 +141,16 @@ struct Omit {
 async fn send_join(
     State(rooms): State<Rooms>,
     State(federation): State<Federation>,
+    State(policy): State<Policy>,
     State(config): State<Arc<Config>>,
     server: RemoteServer,
     PathArgs(args): PathArgs<(OwnedRoomId, OwnedEventId)>,
     Query(omit): Query<Omit>,
     RawBody(body): RawBody,
 ) -> JsonResult {
-    let handed = Handed::read(&rooms, &federation, server, args, &body).await?;
-    let joined = rooms.accept_join(handed.submitted(), omit.omit_members).await?;
+    let handed = &Handed::read(&rooms, &federation, server, args, &body).await?;
+    let accept = |rooms: Rooms| async move { rooms.accept_join(handed.submitted(), omit.omit_members).await };
+    let joined = policy.signing(accept).await?;
     let parts = parts(&config, &joined);
     let (event, omitted) = (joined.event.json(), joined.members_omitted);
     let servers: Vec<_> = joined.servers_in_room.iter().collect();
@@ -161,13 +163,15 @@ async fn send_join(
 async fn send_join_v1(
     State(rooms): State<Rooms>,
     State(federation): State<Federation>,
+    State(policy): State<Policy>,
     State(config): State<Arc<Config>>,
     server: RemoteServer,
     PathArgs(args): PathArgs<(OwnedRoomId, OwnedEventId)>,
     RawBody(body): RawBody,
 ) -> JsonResult {
-    let handed = Handed::read(&rooms, &federation, server, args, &body).await?;
-    let joined = rooms.accept_join(handed.submitted(), false).await?;
+    let handed = &Handed::read(&rooms, &federation, server, args, &body).await?;
+    let accept = |rooms: Rooms| async move { rooms.accept_join(handed.submitted(), false).await };
+    let joined = policy.signing(accept).await?;
     Ok(format!("[200,{{{}}}]", parts(&config, &joined)).into())
 }
 
@@ -181,12 +185,14 @@ fn parts(config: &Config, joined: &AcceptedJoin) -> String {
 async fn send_leave(
     State(rooms): State<Rooms>,
     State(federation): State<Federation>,
+    State(policy): State<Policy>,
     server: RemoteServer,
     PathArgs(args): PathArgs<(OwnedRoomId, OwnedEventId)>,
     RawBody(body): RawBody,
 ) -> JsonResult {
-    let handed = Handed::read(&rooms, &federation, server, args, &body).await?;
-    rooms.accept_leave(handed.submitted()).await?;
+    let handed = &Handed::read(&rooms, &federation, server, args, &body).await?;
+    let accept = |rooms: Rooms| async move { rooms.accept_leave(handed.submitted()).await };
+    policy.signing(accept).await?;
     Ok(RawJson::EMPTY)
 }
 
@@ -194,11 +200,12 @@ async fn send_leave(
 async fn send_leave_v1(
     rooms: State<Rooms>,
     federation: State<Federation>,
+    policy: State<Policy>,
     server: RemoteServer,
     args: PathArgs<(OwnedRoomId, OwnedEventId)>,
     body: RawBody,
 ) -> JsonResult {
-    send_leave(rooms, federation, server, args, body).await?;
+    send_leave(rooms, federation, policy, server, args, body).await?;
     Ok("[200,{}]".to_owned().into())
 }
 
@@ -206,11 +213,13 @@ async fn send_leave_v1(
 async fn send_knock(
     State(rooms): State<Rooms>,
     State(federation): State<Federation>,
+    State(policy): State<Policy>,
     server: RemoteServer,
     PathArgs(args): PathArgs<(OwnedRoomId, OwnedEventId)>,
     RawBody(body): RawBody,
 ) -> JsonResult {
-    let handed = Handed::read(&rooms, &federation, server, args, &body).await?;
-    let knocked = rooms.accept_knock(handed.submitted()).await?;
+    let handed = &Handed::read(&rooms, &federation, server, args, &body).await?;
+    let accept = |rooms: Rooms| async move { rooms.accept_knock(handed.submitted()).await };
+    let knocked = policy.signing(accept).await?;
     Ok(format!(r#"{{"knock_room_state":{}}}"#, list_of(&knocked.knock_room_state)).into())
 }

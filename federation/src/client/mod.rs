@@ -7,6 +7,7 @@ mod events;
 mod json;
 mod media;
 mod membership;
+mod policy;
 mod queries;
 
 use std::sync::Arc;
@@ -24,6 +25,7 @@ pub use self::{
     json::Json,
     media::{Medium, MediumSource},
     membership::{JOIN_EVENTS_MAX, JoinAnswer, Template},
+    policy::POLICY,
     queries::DirectoryAnswer,
 };
 use crate::{

@@ -84,9 +84,4 @@ impl Client {
         let path = "/_matrix/federation/v1/openid/userinfo".to_owned();
         self.json(server, Call::get(with_query(path, [("access_token", token)]))).await
     }
-
-    /// `POST policy/v1/sign`: a policy server's verdict on an event, as a signature.
-    pub async fn policy_sign(&self, server: &ServerName, pdu: &str) -> Result<Json, RequestError> {
-        self.json(server, Call::post("/_matrix/policy/v1/sign".to_owned(), pdu)).await
-    }
 }

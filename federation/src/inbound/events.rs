@@ -104,13 +104,16 @@ impl Inbound {
         }
         for (pdu, received) in pdus.iter().zip(handed) {
             let error = match received {
-                Ok(Received::Missing { .. }) => match self.0.rooms.enqueue(pdu, origin).await {
-                    Ok(_) => {
-                        waits = true;
-                        None
+                // Nor is a policy server waited for here: its room would hold up those of the other events.
+                Ok(Received::Missing { .. } | Received::NeedsPolicySignature(_)) => {
+                    match self.0.rooms.enqueue(pdu, origin).await {
+                        Ok(_) => {
+                            waits = true;
+                            None
+                        }
+                        Err(error) => Some(unless_again(error)?),
                     }
-                    Err(error) => Some(unless_again(error)?),
-                },
+                }
                 Ok(Received::Rejected(why)) => {
                     Some(why.map_or("the event was refused before".to_owned(), |why| why.to_string()))
                 }

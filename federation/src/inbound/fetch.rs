@@ -111,7 +111,9 @@ impl Inbound {
         let mut came = false;
         for (pdu, received) in new.iter().zip(receive_all(rooms, &new).await) {
             came |= match received {
-                Ok(Received::Missing { .. }) => rooms.enqueue(pdu, server).await?,
+                Ok(Received::Missing { .. } | Received::NeedsPolicySignature(_)) => {
+                    rooms.enqueue(pdu, server).await?
+                }
                 // It will never be here; what follows it does without it.
                 Err(error) if error.is_final() => false,
                 received => received.map(|_| true)?,
@@ -167,7 +169,12 @@ impl Inbound {
             }
             let state: Vec<OwnedEventId> =
                 ids.pdu_ids.into_iter().filter(|event| !missing.contains(event)).collect();
-            match rooms.receive_with_state(&waiting, &state).await? {
+            let mut received = rooms.receive_with_state(&waiting, &state).await?;
+            if let Received::NeedsPolicySignature(unsigned) = &received {
+                let verdicts = self.0.policy.judge(unsigned, std::iter::empty()).await;
+                received = rooms.with_verdicts(verdicts).receive_with_state(&waiting, &state).await?;
+            }
+            match received {
                 Received::Missing { .. } if came => return Ok(true),
                 Received::Missing { .. } => {}
                 _ => return Ok(true),

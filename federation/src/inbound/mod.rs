@@ -17,7 +17,7 @@ use std::sync::Arc;
 use hearth_rooms::Rooms;
 use hearth_users::Users;
 
-use crate::federation::Federation;
+use crate::{federation::Federation, policy::Policy};
 
 pub use self::{
     edus::{PRESENCE_MAX, RECEIPTS_MAX},
@@ -33,6 +33,7 @@ pub struct Inbound(Arc<Inner>);
 struct Inner {
     federation: Federation,
     rooms: Rooms,
+    policy: Policy,
     users: Users,
     transactions: transactions::Transactions,
     told: edus::Told,
@@ -43,6 +44,7 @@ impl Inbound {
     /// Over these parts. Nothing is taken up before [`resume`](Self::resume).
     pub fn new(federation: Federation, rooms: Rooms, users: Users) -> Self {
         Self(Arc::new(Inner {
+            policy: Policy::new(federation.clone(), rooms.clone()),
             federation,
             rooms,
             users,

@@ -4,7 +4,10 @@
 //! * For a user of ours, the identity server tells us; we make the invite, or ask the server of who invited.
 
 use hearth_dag::{LocalServers, ReceivedPdu, Rejection};
-use hearth_rooms::serve::{HandshakeError, PreparedInvite, ThirdPartyInvite};
+use hearth_rooms::{
+    Rooms,
+    serve::{HandshakeError, PreparedInvite, ThirdPartyInvite},
+};
 use hearth_store::{Commit, StoreError};
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, ServerName};
 use serde::Deserialize;
@@ -67,7 +70,9 @@ impl Inbound {
         room: &RoomId,
         invite: &ThirdPartyInvite,
     ) -> Result<(), ThirdPartyError> {
-        let prepared = self.0.rooms.exchange_third_party_invite(origin, room, invite).await?;
+        let exchange =
+            |rooms: Rooms| async move { rooms.exchange_third_party_invite(origin, room, invite).await };
+        let prepared = self.0.policy.signing(exchange).await?;
         self.complete(&prepared).await
     }
 

@@ -13,9 +13,9 @@ use std::{
     time::Duration,
 };
 
-use hearth_rooms::WriteError;
+use hearth_rooms::{Received, Rooms, WriteError};
 use parking_lot::Mutex;
-use ruma::{OwnedRoomId, RoomId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomId};
 use tokio::{
     sync::{Notify, Semaphore},
     time::Instant,
@@ -115,12 +115,17 @@ impl Inbound {
     /// Decides what can be decided, joins forks, and fetches what is lacking.
     async fn round(&self, room: &RoomId, deep: bool) -> Result<Round, WriteError> {
         let rooms = &self.0.rooms;
-        let decided = rooms.receive_queued(room).await?;
+        let mut decided = rooms.receive_queued(room).await?;
+        if let Some(judged) = self.judge_queued(room, &decided).await? {
+            decided = judged.receive_queued(room).await?;
+        }
         if let Some(info) = rooms.room(room).await?
             && self.has_many_forks(&info).await?
         {
-            match rooms.merge_forks(room).await {
-                Ok(_) | Err(WriteError::NotResident | WriteError::Forbidden(_)) => {}
+            let merge = |rooms: Rooms| async move { rooms.merge_forks(room).await };
+            match self.0.policy.signing(merge).await {
+                Ok(_) => {}
+                Err(WriteError::NotResident | WriteError::Forbidden(_) | WriteError::Policy(_)) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -135,6 +140,25 @@ impl Inbound {
         }
         let came = self.fetch(room, &wanted, deep).await?;
         Ok(if came || !decided.is_empty() { Round::Progress } else { Round::Stuck })
+    }
+
+    /// If events of a queue wait only for the room's policy server, what that says of all that may come in now.
+    async fn judge_queued(
+        &self,
+        room: &RoomId,
+        decided: &[(OwnedEventId, Received)],
+    ) -> Result<Option<Rooms>, WriteError> {
+        let needs = decided.iter().find_map(|(_, received)| match received {
+            Received::NeedsPolicySignature(unsigned) => Some(unsigned),
+            _ => None,
+        });
+        let Some(first) = needs else { return Ok(None) };
+        let wanted = self.0.rooms.wanted(room).await?;
+        let waits = |event: &EventId| wanted.iter().any(|wanted| wanted.by.iter().any(|by| by == event));
+        let queued = self.0.rooms.queued_events(room).await?;
+        let ready = queued.iter().map(|(pdu, _)| pdu.pdu()).filter(|event| !waits(event.event_id()));
+        let verdicts = self.0.policy.judge(first, ready).await;
+        Ok(Some(self.0.rooms.with_verdicts(verdicts)))
     }
 
     async fn give_up(&self, room: &RoomId) -> Result<(), WriteError> {

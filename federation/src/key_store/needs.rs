@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hearth_dag::{
-    ReceivedPdu, RoomRules,
+    POLICY_KEY_ID, ReceivedPdu, RoomRules,
     canonical::{Object, Value},
     required_signatures,
 };
@@ -45,6 +45,8 @@ impl KeyNeeds {
         let ids = of_server.into_iter().flat_map(Object::iter).map(|(key_id, _)| key_id);
         let ids: Vec<String> = ids
             .filter(|key_id| key_id.starts_with("ed25519:") && key_id.len() <= super::KEY_ID_BYTES)
+            // That key is published nowhere: it stands in the room's state.
+            .filter(|key_id| *key_id != POLICY_KEY_ID)
             .take(SIGNATURES_PER_SERVER)
             .map(str::to_owned)
             .collect();

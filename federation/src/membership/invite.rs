@@ -1,7 +1,7 @@
 //! Inviting a user of another server: our event, signed by that server too before it is part of the room.
 
 use hearth_dag::ReceivedPdu;
-use hearth_rooms::{Invite, Sent};
+use hearth_rooms::{Invite, Rooms, Sent};
 use hearth_store::Commit;
 use serde_json::value::RawValue;
 
@@ -12,7 +12,9 @@ impl RemoteRooms {
     /// Invites a user, of this server or another. Nothing if they are invited already.
     pub async fn invite(&self, invite: Invite) -> Result<Option<Sent>, RemoteRoomError> {
         if self.parts.rooms.is_local(&invite.user) {
-            return Ok(self.parts.rooms.invite(&invite, Commit::new()).await?);
+            let invite = &invite;
+            let here = |rooms: Rooms| async move { rooms.invite(invite, Commit::new()).await };
+            return Ok(self.parts.policy.signing(here).await?);
         }
         let parts = self.parts.clone();
         self.run(async move { parts.invite_elsewhere(&invite).await.map(Some) }).await
@@ -21,7 +23,8 @@ impl RemoteRooms {
 
 impl Parts {
     async fn invite_elsewhere(&self, invite: &Invite) -> Result<Sent, RemoteRoomError> {
-        let prepared = self.rooms.prepare_invite(invite).await?;
+        let prepare = |rooms: Rooms| async move { rooms.prepare_invite(invite).await };
+        let prepared = self.policy.signing(prepare).await?;
         let (pdu, rules, server) = (&prepared.pdu, prepared.room.rules, invite.user.server_name());
         let state = prepared.invite_room_state.iter();
         let state: Vec<Box<RawValue>> =

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use hearth_dag::{Pdu, RoomRules, VerifiedPdu};
-use hearth_rooms::{EnterError, EnterRoom, Join, Joined};
+use hearth_rooms::{EnterError, EnterRoom, Join, Joined, Rooms};
 use hearth_store::Commit;
 use ruma::{OwnedRoomId, OwnedServerName, ServerName};
 
@@ -45,8 +45,9 @@ impl RemoteRooms {
 impl Parts {
     /// What the members that we know would refuse, all of them may allow.
     async fn join_here(&self, join: &Join) -> Result<Joined, RemoteRoomError> {
-        match self.rooms.join(join, Commit::new()).await {
-            Err(_) if self.was_partial(&join.room).await? => Ok(self.rooms.join(join, Commit::new()).await?),
+        let here = |rooms: Rooms| async move { rooms.join(join, Commit::new()).await };
+        match self.policy.signing(here).await {
+            Err(_) if self.was_partial(&join.room).await? => Ok(self.policy.signing(here).await?),
             done => Ok(done?),
         }
     }

@@ -16,7 +16,11 @@ use super::{
 impl RemoteRooms {
     /// A user of ours asks to be let into a room, here if the room is here.
     pub async fn knock(&self, knock: Knock, via: Vec<OwnedServerName>) -> Result<(), RemoteRoomError> {
-        match self.parts.rooms.knock(&knock, Commit::new()).await {
+        let here = {
+            let knock = &knock;
+            self.parts.policy.signing(|rooms| async move { rooms.knock(knock, Commit::new()).await }).await
+        };
+        match here {
             Err(MembershipError::Write(WriteError::NotResident | WriteError::UnknownRoom)) => {}
             done => return Ok(done.map(drop)?),
         }

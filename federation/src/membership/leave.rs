@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use hearth_dag::{RoomRules, VerifiedPdu};
-use hearth_rooms::{Membership, MembershipError, OutOfBand, Profile, Remove, WriteError};
+use hearth_rooms::{Membership, MembershipError, OutOfBand, Profile, Remove, Sent, WriteError};
 use hearth_store::Commit;
 
 use super::{
@@ -20,11 +20,11 @@ const LEAVE_TIME: Duration = Duration::from_secs(20);
 impl RemoteRooms {
     /// A user of ours leaves a room, wherever it is. `remove` is a leave.
     pub async fn leave(&self, remove: Remove) -> Result<(), RemoteRoomError> {
-        let mut done = self.parts.rooms.remove(&remove, Commit::new()).await;
+        let mut done = self.parts.remove_here(&remove).await;
         if let Err(MembershipError::NeverThere) = done
             && self.parts.was_partial(&remove.room).await?
         {
-            done = self.parts.rooms.remove(&remove, Commit::new()).await;
+            done = self.parts.remove_here(&remove).await;
         }
         match done {
             Err(MembershipError::NeedsOtherServer) => {}
@@ -36,6 +36,10 @@ impl RemoteRooms {
 }
 
 impl Parts {
+    async fn remove_here(&self, remove: &Remove) -> Result<Option<Sent>, MembershipError> {
+        self.policy.signing(|rooms| async move { rooms.remove(remove, Commit::new()).await }).await
+    }
+
     async fn leave_elsewhere(&self, remove: &Remove) -> Result<(), RemoteRoomError> {
         let room = self.rooms.room(&remove.room).await?.ok_or(MembershipError::NeverThere)?;
         let row = self.rooms.membership_row(&remove.user, room.sn).await?;
@@ -60,7 +64,7 @@ impl Parts {
         }
         match self.rooms.leave_out_of_band(&remove.user, &remove.room).await {
             // Another user has entered the room meanwhile.
-            Err(MembershipError::InRoom) => Ok(self.rooms.remove(remove, Commit::new()).await.map(drop)?),
+            Err(MembershipError::InRoom) => Ok(self.remove_here(remove).await.map(drop)?),
             done => Ok(done?),
         }
     }

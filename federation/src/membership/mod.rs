@@ -28,7 +28,7 @@ pub use self::{
     complete::{COMPLETIONS_AT_ONCE, RETRY_FIRST, RETRY_LONGEST},
     join::{JOIN_TIME, JOINS_AT_ONCE},
 };
-use crate::{client::RemoteError, federation::Federation, lookups::Lookups};
+use crate::{client::RemoteError, federation::Federation, lookups::Lookups, policy::Policy};
 
 /// Who needs to know all members of a room waits for them so long.
 pub const MEMBERS_TIME: Duration = Duration::from_secs(30);
@@ -46,6 +46,7 @@ pub struct RemoteRooms {
 pub(crate) struct Parts {
     pub(crate) federation: Federation,
     pub(crate) rooms: Rooms,
+    policy: Policy,
     /// Rooms that are being joined.
     entries: Arc<Entries>,
     /// Rooms whose history is being fetched.
@@ -155,6 +156,7 @@ impl RemoteRooms {
     /// Takes up what was left undone, and waits for what is asked.
     pub fn start(federation: Federation, rooms: Rooms) -> Self {
         let parts = Parts {
+            policy: Policy::new(federation.clone(), rooms.clone()),
             federation,
             rooms,
             entries: Arc::default(),

@@ -149,7 +149,9 @@ impl Rooms {
             Received::Rejected(None) | Received::SoftFailed(None) => {
                 Err(invalid("the event was refused before"))
             }
-            Received::Missing { .. } | Received::Outlier => Err(HandshakeError::UnknownReferences),
+            Received::Missing { .. } | Received::Outlier | Received::NeedsPolicySignature(_) => {
+                Err(HandshakeError::UnknownReferences)
+            }
         }
     }
 

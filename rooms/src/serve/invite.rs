@@ -104,7 +104,9 @@ impl Rooms {
             Received::Rejected(None) | Received::SoftFailed(None) => {
                 Err(invalid("the invite was refused before"))
             }
-            Received::Missing { .. } | Received::Outlier => Err(HandshakeError::UnknownReferences),
+            Received::Missing { .. } | Received::Outlier | Received::NeedsPolicySignature(_) => {
+                Err(HandshakeError::UnknownReferences)
+            }
         }
     }
 
@@ -185,9 +187,13 @@ fn with_signature(
     signature: &Canonical<'_>,
 ) -> Result<Pdu, HandshakeError> {
     let mut event = prepared.pdu.to_object();
-    let mut of_server = Object::default();
-    of_server.insert(key_id, signature.clone());
     if let Some(Canonical::Object(mut signatures)) = event.remove("signatures") {
+        // It may have signed before, as the room's policy server.
+        let mut of_server = match signatures.remove(prepared.user.server_name().as_str()) {
+            Some(Canonical::Object(of_server)) => of_server,
+            _ => Object::default(),
+        };
+        of_server.insert(key_id, signature.clone());
         signatures.insert(prepared.user.server_name().as_str(), Canonical::Object(of_server));
         event.insert("signatures", Canonical::Object(signatures));
     }
@@ -268,6 +274,11 @@ impl Turn {
         content: Box<RawValue>,
     ) -> Result<Pdu, crate::WriteError> {
         let draft = Draft::member(sender, user, content);
-        Ok(self.make(&draft, None, sender.server_name()).await?.pdu)
+        if let Some(signed) = self.signed_for(&draft).await? {
+            return Ok(signed);
+        }
+        let pdu = self.make(&draft, None, sender.server_name()).await?.pdu;
+        self.check_policy(&pdu).await?;
+        Ok(pdu)
     }
 }

@@ -142,7 +142,7 @@ impl Rooms {
 
     /// The servers with joined users in a state of a room. Of a partial state also those that we were told of when we
     /// joined, and once the members are known, those that are there now.
-    pub(super) async fn servers_in(
+    pub(crate) async fn servers_in(
         &self,
         room: &RoomInfo,
         state: &SnapshotRow,

@@ -16,6 +16,7 @@ mod outgoing;
 mod outside;
 mod partial;
 mod peers;
+mod policy;
 mod receiving;
 mod remote;
 mod sending;
