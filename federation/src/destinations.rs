@@ -171,6 +171,7 @@ impl Destinations {
             Ok(_) | Err(CommitError::Conflict) => {}
             Err(CommitError::Store(error)) => return Err(error),
         }
+        self.0.early.remove(server);
         tracing::debug!(%server, "a server can be reached again");
         // Nobody may be listening.
         let _ = self.0.revived.send(server.to_owned());
@@ -294,5 +295,9 @@ mod tests {
         );
         destinations.alive(server).await.unwrap();
         assert_eq!(destinations.failing(server).await.unwrap(), None);
+        // The next time, its first sign of life has an effect at once again.
+        destinations.failed(server, "no answer").await.unwrap();
+        destinations.heard_from(server).await.unwrap();
+        assert_eq!(destinations.not_before(server).await.unwrap(), None);
     }
 }

@@ -101,7 +101,7 @@ impl Lanes {
     }
 
     /// The workers that should be started now; they count as running.
-    pub(super) fn to_start(&mut self) -> Vec<Lane> {
+    pub(super) fn starting(&mut self) -> Vec<Lane> {
         let mut new = Vec::new();
         for lane in Lane::ALL {
             let queue = self.of(lane);
@@ -250,8 +250,8 @@ mod tests {
         for n in 0..Lane::Quick.places() {
             lanes.push(Lane::Quick, name(n), false);
         }
-        assert_eq!(lanes.to_start().len(), Lane::Quick.places());
-        assert!(lanes.to_start().is_empty(), "each is served once");
+        assert_eq!(lanes.starting().len(), Lane::Quick.places());
+        assert!(lanes.starting().is_empty(), "each is served once");
         while lanes.pop(Lane::Quick).is_some() {}
         lanes.of(Lane::Quick).coming = 0;
         lanes
@@ -267,10 +267,10 @@ mod tests {
         for n in 0..=Lane::Slow.places() {
             lanes.push(Lane::Quick, name(1_000 + n), false);
         }
-        assert_eq!(lanes.to_start(), vec![Lane::Quick; Lane::Slow.places()]);
+        assert_eq!(lanes.starting(), vec![Lane::Quick; Lane::Slow.places()]);
         assert_eq!(lanes.crowded().collect::<Vec<_>>(), [(Lane::Quick, 1)]);
         assert!(matches!(lanes.make_way(Lane::Quick), Way::End));
-        assert_eq!(lanes.to_start(), [Lane::Quick]);
+        assert_eq!(lanes.starting(), [Lane::Quick]);
         assert!(matches!(lanes.make_way(Lane::Quick), Way::Stay), "for one who waits, one makes way");
         assert_eq!(lanes.running(), Lane::Quick.places() + Lane::Slow.places());
     }

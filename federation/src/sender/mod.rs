@@ -213,7 +213,7 @@ impl Inner {
         }
         let new = {
             let mut state = self.state.lock();
-            let new = state.lanes.to_start();
+            let new = state.lanes.starting();
             state.lanes.crowded().for_each(|(lane, count)| self.crowds.want(lane, count));
             new
         };
