@@ -138,6 +138,7 @@ struct Omit {
 }
 
 /// `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`
+#[allow(clippy::too_many_arguments, reason = "each is a part of the server or of the request")]
 async fn send_join(
     State(rooms): State<Rooms>,
     State(federation): State<Federation>,
