@@ -3,11 +3,14 @@
 //! * An answer from there removes it. A request from there has it tried early, but not each time: who asks us and does not
 //!   answer is no cheaper for us than one who is silent. Of both, [`Destinations::revived`] tells.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+    time::Duration,
+};
 
 use hearth_store::{Commit, CommitError, Order, Store, StoreError};
 use quick_cache::sync::Cache;
-use rand::Rng as _;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::broadcast;
 
@@ -96,7 +99,7 @@ impl Destinations {
                 return Ok(before.next_try_ms);
             }
             let failures = before.as_ref().map_or(0, |before| before.failures).saturating_add(1);
-            let wait_ms = self.wait_ms(failures);
+            let wait_ms = self.wait_ms(&name, now_ms, failures);
             let row = FailingRow {
                 since_ms: before.as_ref().map_or(now_ms, |before| before.since_ms),
                 failures,
@@ -183,13 +186,14 @@ impl Destinations {
         self.0.revived.subscribe()
     }
 
-    /// Doubled after each failure, up to the longest; then shortened by chance, by a fifth at most, so that those who
-    /// failed together do not return together.
-    #[allow(clippy::disallowed_methods, reason = "retries are spread by chance")]
-    fn wait_ms(&self, failures: u32) -> u64 {
+    /// Doubled after each failure, up to the longest; then shortened by a fifth at most, as name and time have it, so
+    /// that those who failed together do not return together.
+    fn wait_ms(&self, server: &str, now_ms: u64, failures: u32) -> u64 {
         let doubled = ms(self.0.patience.first).saturating_mul(1 << (failures - 1).min(40));
         let wait = doubled.min(ms(self.0.patience.longest));
-        wait - rand::rng().random_range(0..=wait / 5)
+        let mut spread = DefaultHasher::new();
+        (server, now_ms, failures).hash(&mut spread);
+        wait - spread.finish() % (wait / 5 + 1)
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
 use hearth_dag::{ReceivedPdu, Rejection, RoomRules, ServerKeys, VerifiedPdu};
+use hearth_rooms::on_a_thread;
 use hearth_store::StoreError;
 use ruma::OwnedEventId;
 use tokio::sync::Semaphore;
@@ -74,13 +75,12 @@ impl Checkers {
             let (one, places) = (one.clone(), self.0.clone());
             async move {
                 let place = places.acquire_owned().await;
-                let done = tokio::task::spawn_blocking(move || {
+                on_a_thread(move || {
                     let done: Vec<B> = chunk.into_iter().map(|item| one(item)).collect();
                     drop(place);
                     done
-                });
-                // A thread that panics is a fault of this server, not of the events.
-                done.await.map_err(|error| StoreError::Engine(error.to_string()))
+                })
+                .await
             }
         });
         let mut work = stream::iter(work).buffered(CHUNKS);

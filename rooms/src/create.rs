@@ -19,7 +19,6 @@ use crate::head::Head;
 use crate::lane::Act;
 use crate::membership::Profile;
 use crate::rooms::Rooms;
-use crate::seams::random_text;
 use crate::tables::{
     ALIASES, AliasRow, HEADS, PUBLIC_ROOMS, PublicRoomRow, ROOM_ALIASES, ROOM_NUMBERS, ROOMS, Residency,
     RoomRow,
@@ -158,7 +157,7 @@ impl Rooms {
         let sn = self.new_room_number().await?;
         let draft = create.create_event(rules)?;
         let server = create.creator.server_name();
-        let text = format!("!{}:{server}", random_text(ROOM_ID_LENGTH));
+        let text = format!("!{}:{server}", self.chance().text(ROOM_ID_LENGTH));
         let room_id = RoomId::parse(text).map_err(|error| CreateError::BadRequest(error.to_string()))?;
         let info = |room_id| Arc::new(RoomInfo { sn, room_id, version: create.version.clone(), rules });
         let mut turn = Turn::new(self.clone(), Head::new(info(room_id)));

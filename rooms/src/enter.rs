@@ -24,6 +24,7 @@ use crate::lane::{Act, Done, Waits};
 use crate::late_members::LOCAL_MEMBERS_AT_ONCE;
 use crate::receive::{Receive, Received};
 use crate::rooms::Rooms;
+use crate::seams::on_a_thread;
 use crate::snapshot::StateChange;
 use crate::tables::*;
 use crate::turn::Turn;
@@ -152,8 +153,7 @@ impl Rooms {
         let user = enter.user(self)?;
         let enter = Arc::new(enter);
         let answer = enter.clone();
-        let checked = tokio::task::spawn_blocking(move || answer.check(rules)).await;
-        let checked = checked.map_err(|error| StoreError::Engine(error.to_string()))??;
+        let checked = on_a_thread(move || answer.check(rules)).await??;
         let _entry = self.entries().of(&enter.room_id).await;
         let room = self.room_to_enter(&enter.room_id, &enter.version, rules).await?;
         let join = enter.join.pdu();

@@ -72,7 +72,7 @@ pub use receive::Received;
 pub use redaction::redacted_because;
 pub use relations::annotation_key;
 pub use rooms::{Rooms, RoomsOptions};
-pub use seams::{Clock, SystemClock};
+pub use seams::{Chance, Clock, SystemChance, SystemClock, on_a_thread};
 pub use send::{Send, SendError, Sent, Txn};
 pub use snapshot::{Snapshots, StateChange};
 pub use tables::{Membership, RelType, Residency, Status};

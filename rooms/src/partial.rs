@@ -21,6 +21,7 @@ use crate::ids::{EventSn, SnapshotId};
 use crate::import::{CheckedEvents, Members, TOLD_EVENTS_MAX, by_place};
 use crate::lane::{Act, Done, Waits};
 use crate::rooms::Rooms;
+use crate::seams::on_a_thread;
 use crate::snapshot::StateChange;
 use crate::tables::*;
 use crate::turn::Turn;
@@ -153,8 +154,7 @@ async fn check_told(
         check(rules, &join, at).map_err(CompleteError::Refused)?;
         Ok(checked)
     };
-    let checked = tokio::task::spawn_blocking(check).await;
-    checked.map_err(|error| StoreError::Engine(error.to_string()))?
+    on_a_thread(check).await?
 }
 
 /// Decides some events again, or makes the full state current if there are none left. Says whether it did.

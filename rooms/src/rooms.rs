@@ -17,7 +17,7 @@ use crate::kind::Kind;
 use crate::lane::Lanes;
 use crate::policy::Verdicts;
 use crate::read::Reader;
-use crate::seams::Clock;
+use crate::seams::{Chance, Clock, SystemChance};
 use crate::serve::Serving;
 use crate::snapshot::Snapshots;
 use crate::tables::{
@@ -32,16 +32,18 @@ const NUMBERS_AT_ONCE: u32 = 32;
 const REMEMBERED_ROOMS: usize = 20_000;
 const REMEMBERED_KEYS: usize = 50_000;
 
-/// Sizes of caches, in bytes.
+/// Sizes of caches, in bytes, and chance.
 #[derive(Clone, Debug)]
 pub struct RoomsOptions {
     pub event_cache_bytes: u64,
     pub state_cache_bytes: u64,
+    pub chance: Arc<dyn Chance>,
 }
 
 impl Default for RoomsOptions {
     fn default() -> Self {
-        RoomsOptions { event_cache_bytes: 8 << 20, state_cache_bytes: 6 << 20 }
+        let chance = Arc::new(SystemChance);
+        RoomsOptions { event_cache_bytes: 8 << 20, state_cache_bytes: 6 << 20, chance }
     }
 }
 
@@ -63,6 +65,7 @@ struct Inner {
     store: Store,
     servers: LocalServers,
     clock: Arc<dyn Clock>,
+    chance: Arc<dyn Chance>,
     overlay: Overlay,
     events: Events,
     snapshots: Snapshots,
@@ -103,6 +106,7 @@ impl Rooms {
             store,
             servers,
             clock,
+            chance: options.chance.clone(),
             overlay,
             lanes: Lanes::default(),
             sequence: AtomicU64::new(0),
@@ -120,6 +124,10 @@ impl Rooms {
 
     pub fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    pub(crate) fn chance(&self) -> &dyn Chance {
+        &*self.0.chance
     }
 
     pub fn servers(&self) -> &LocalServers {

@@ -116,6 +116,7 @@ impl<'a, T: Send + 'a> Asking<'a, T> {
                 return None;
             }
             tokio::select! {
+                biased;
                 Some((server, answer)) = self.asked.next() => match answer {
                     Ok(answer) => return Some((server, answer)),
                     Err(error) => {

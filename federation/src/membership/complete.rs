@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hearth_dag::{ReceivedPdu, RoomRules, VerifiedPdu};
-use hearth_rooms::{CompleteError, PartialRoom, WriteError};
+use hearth_rooms::{CompleteError, PartialRoom, WriteError, on_a_thread};
 use hearth_store::StoreError;
 use ruma::{OwnedRoomId, OwnedServerName};
 use tokio::time::Instant;
@@ -84,6 +84,7 @@ pub(super) async fn complete_rooms(parts: Parts) {
         let next = waiting.map(|(_, failed)| failed.next).min();
         let next = next.unwrap_or(now + LOOK_AGAIN).min(now + LOOK_AGAIN);
         tokio::select! {
+            biased;
             Some((room, done)) = work.next() => {
                 busy.retain(|busy| *busy != room);
                 parts.completed.notify_waiters();
@@ -176,10 +177,10 @@ impl Parts {
         told: Vec<Json>,
     ) -> Result<Vec<VerifiedPdu>, StoreError> {
         let rules: &'static RoomRules = info.rules;
-        let read = tokio::task::spawn_blocking(move || {
+        let read = on_a_thread(move || {
             told.iter().filter_map(|pdu| ReceivedPdu::parse(rules, pdu.get()).ok()).collect::<Vec<_>>()
         });
-        let read = read.await.map_err(|error| StoreError::Engine(error.to_string()))?;
+        let read = read.await?;
         let (mut believed, mut new) = (Vec::with_capacity(read.len()), Vec::new());
         for pdu in read {
             match self.rooms.events().by_id(info, pdu.pdu().event_id()).await? {

@@ -34,6 +34,7 @@ impl Inner {
             self.start_workers();
             let wait = next.map_or(SLEEP_MAX, |due_ms| Duration::from_millis(due_ms.saturating_sub(now_ms)));
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(wait.min(SLEEP_MAX)) => {}
                 () = self.sooner.notified() => {}
             }

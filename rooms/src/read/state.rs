@@ -1,7 +1,7 @@
 //! State: of now, at an event, at a token.
 //! * Answers are lists of events; who may see them is the caller's question, which [`StateAt`] answers for clients.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use hearth_store::{Order, StoreError, StreamPosition};
 use ruma::UserId;
@@ -278,8 +278,8 @@ impl Reader {
         room: RoomSn,
         snapshot: SnapshotId,
         users: impl IntoIterator<Item = &str>,
-    ) -> Result<HashMap<StateKeySn, EventSn>, StoreError> {
-        let mut members = HashMap::new();
+    ) -> Result<BTreeMap<StateKeySn, EventSn>, StoreError> {
+        let mut members = BTreeMap::new();
         for user in users {
             if let Some(key) = self.state_key(room, "m.room.member", user).await?
                 && let Some(event) = self.lookup(room, snapshot, key).await?
