@@ -5,7 +5,7 @@
 //! * Whatever comes is checked like everything else, and is of this room or dropped.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -95,19 +95,15 @@ impl Inbound {
             extremities.iter().map(|event| event.header.event_id.clone()).collect();
         let latest: BTreeSet<&OwnedEventId> =
             wanted.iter().filter(|wanted| wanted.as_prev).flat_map(|wanted| &wanted.by).collect();
+        let waiting = rooms.queued_events(&room.room_id).await?.into_iter().map(|(pdu, _)| pdu);
+        let waiting: Vec<VerifiedPdu> =
+            waiting.filter(|pdu| latest.iter().any(|event| **event == pdu.pdu().event_id())).collect();
         let latest: Vec<OwnedEventId> = latest.into_iter().cloned().collect();
         let client = self.0.federation.client();
         let answer = client.missing_events(server, &room.room_id, &earliest, &latest, GAP_EVENTS, 0).await;
         let Some(events) = given(answer, room, server)? else { return Ok(false) };
         let pdus = self.checked(room, events, server).await?;
-        let mut new = Vec::with_capacity(pdus.len());
-        for pdu in pdus {
-            // What is only held beside the room is to be received too.
-            let held = rooms.events().by_id(room, pdu.pdu().event_id()).await?;
-            if held.is_none_or(|held| held.snapshot_before().is_none()) {
-                new.push(pdu);
-            }
-        }
+        let new = self.in_the_gap(room, &waiting, pdus).await?;
         let mut came = false;
         for (pdu, received) in new.iter().zip(receive_all(rooms, &new).await) {
             came |= match received {
@@ -120,6 +116,35 @@ impl Inbound {
             };
         }
         Ok(came)
+    }
+
+    /// Those of some events that lie behind events that wait and before all that have a place in the room. Where the
+    /// room forks, a server tells more: what came long before we did would be a new end of the room, with its state.
+    async fn in_the_gap(
+        &self,
+        room: &Arc<RoomInfo>,
+        waiting: &[VerifiedPdu],
+        told: Vec<VerifiedPdu>,
+    ) -> Result<Vec<VerifiedPdu>, StoreError> {
+        let places: HashMap<&EventId, usize> =
+            told.iter().enumerate().map(|(place, pdu)| (pdu.pdu().event_id(), place)).collect();
+        let mut lies_there = vec![false; told.len()];
+        let mut open: Vec<&VerifiedPdu> = waiting.iter().collect();
+        while let Some(next) = open.pop() {
+            for prev in next.pdu().prev_events() {
+                let Some(place) = places.get(&**prev).copied().filter(|place| !lies_there[*place]) else {
+                    continue;
+                };
+                // What is only held beside the room is to be received too.
+                let held = self.0.rooms.events().by_id(room, prev).await?;
+                if held.is_none_or(|held| held.snapshot_before().is_none()) {
+                    lies_there[place] = true;
+                    open.push(&told[place]);
+                }
+            }
+        }
+        let told = told.into_iter().zip(lies_there);
+        Ok(told.filter(|(_, lies_there)| *lies_there).map(|(pdu, _)| pdu).collect())
     }
 
     /// Takes an event that waits in with the state before it, as one of the servers tells it.
