@@ -1,64 +1,92 @@
-//! The network of a simulation: what is lost, late, repeated or parted is decided by its seed.
+//! The network of a simulation: what is lost, late, repeated or cut is decided by its seed, for each pair of servers by
+//! itself. Whatever goes over it leaves its trace: runs with the same trace are the same run.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use hearth_federation::{Limits, Network, NetworkError, x_matrix::XMatrix};
+use hearth_federation::{Limits, Network, NetworkError};
 use http::{Request, Response};
 use parking_lot::Mutex;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use ruma::ServerName;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::node::Answering;
+use crate::{answering::Answering, disk::Power};
+
+/// A message takes less than this on its way.
+const DELAY_MS: u64 = 300;
+/// One that is repeated comes again within this time.
+const REPEATED_MS: u64 = 5_000;
 
 pub struct Net(Mutex<Inside>);
 
 struct Inside {
-    rng: StdRng,
-    servers: HashMap<String, Answering>,
-    alone: HashSet<String>,
+    seed: u64,
+    begun: Instant,
+    links: BTreeMap<(String, String), StdRng>,
+    servers: BTreeMap<String, Listening>,
+    /// From whom to whom nothing comes through.
+    cut: BTreeSet<(String, String)>,
     rough: bool,
     lost: usize,
     repeated: usize,
+    trace: DefaultHasher,
+    is_printed: bool,
+}
+
+#[derive(Clone)]
+struct Listening {
+    answering: Answering,
+    power: Arc<Power>,
 }
 
 /// What becomes of one request.
 struct Fate {
     lost: bool,
     answer_lost: bool,
-    repeated: bool,
+    repeated: Option<u64>,
     there_ms: u64,
     back_ms: u64,
 }
 
 impl Net {
-    pub fn new(seed: u64) -> Arc<Self> {
-        let rng = StdRng::seed_from_u64(seed);
-        let (servers, alone) = Default::default();
-        Arc::new(Self(Mutex::new(Inside { rng, servers, alone, rough: false, lost: 0, repeated: 0 })))
+    pub fn new(seed: u64, is_printed: bool) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Inside {
+            seed,
+            begun: Instant::now(),
+            links: BTreeMap::new(),
+            servers: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            rough: false,
+            lost: 0,
+            repeated: 0,
+            trace: DefaultHasher::new(),
+            is_printed,
+        })))
     }
 
-    pub fn adds(&self, name: &str, server: Answering) {
-        self.0.lock().servers.insert(name.to_owned(), server);
+    pub fn listens(&self, name: &str, answering: Answering, power: Arc<Power>) {
+        self.0.lock().servers.insert(name.to_owned(), Listening { answering, power });
     }
 
     pub fn is_rough(&self, rough: bool) {
         self.0.lock().rough = rough;
     }
 
-    /// From now on, nothing gets to or from this server.
-    pub fn parts(&self, name: &str) {
-        self.0.lock().alone.insert(name.to_owned());
+    /// From now on, nothing gets from one to the other.
+    pub fn cuts(&self, from: &str, to: &str) {
+        self.notes(&format!("{from} is cut from {to}"));
+        self.0.lock().cut.insert((from.to_owned(), to.to_owned()));
     }
 
     pub fn heals(&self) {
-        self.0.lock().alone.clear();
+        self.0.lock().cut.clear();
     }
 
     /// How many requests or answers were lost, and how many repeated.
@@ -67,64 +95,107 @@ impl Net {
         (inside.lost, inside.repeated)
     }
 
-    fn is_parted(&self, from: &str, to: &str) -> bool {
-        let inside = self.0.lock();
-        inside.alone.contains(from) || inside.alone.contains(to)
+    /// The same of two runs that were the same.
+    pub fn trace(&self) -> u64 {
+        self.0.lock().trace.finish()
     }
 
-    fn fate(&self) -> Fate {
-        let inside = &mut *self.0.lock();
-        let rng = &mut inside.rng;
-        if !inside.rough {
-            return Fate { lost: false, answer_lost: false, repeated: false, there_ms: 1, back_ms: 1 };
+    /// What happens becomes part of the trace.
+    pub fn notes(&self, what: &str) {
+        let mut inside = self.0.lock();
+        let now_ms = inside.begun.elapsed().as_millis();
+        (now_ms, what).hash(&mut inside.trace);
+        if inside.is_printed {
+            println!("{now_ms:>8} {what}");
         }
+    }
+
+    fn is_cut(&self, from: &str, to: &str) -> bool {
+        self.0.lock().cut.contains(&(from.to_owned(), to.to_owned()))
+    }
+
+    fn fate(&self, from: &str, to: &str) -> Fate {
+        let inside = &mut *self.0.lock();
+        if !inside.rough {
+            return Fate { lost: false, answer_lost: false, repeated: None, there_ms: 1, back_ms: 1 };
+        }
+        let seed = inside.seed;
+        let link = inside.links.entry((from.to_owned(), to.to_owned()));
+        let rng = link.or_insert_with(|| {
+            let mut hasher = DefaultHasher::new();
+            (seed, from, to).hash(&mut hasher);
+            StdRng::seed_from_u64(hasher.finish())
+        });
         let fate = Fate {
-            lost: rng.random_bool(0.05),
-            answer_lost: rng.random_bool(0.05),
-            repeated: rng.random_bool(0.05),
-            there_ms: rng.random_range(1..300),
-            back_ms: rng.random_range(1..300),
+            lost: rng.random_bool(0.07),
+            answer_lost: rng.random_bool(0.07),
+            repeated: rng.random_bool(0.07).then(|| rng.random_range(1..REPEATED_MS)),
+            there_ms: rng.random_range(1..DELAY_MS),
+            back_ms: rng.random_range(1..DELAY_MS),
         };
         inside.lost += usize::from(fate.lost || fate.answer_lost);
-        inside.repeated += usize::from(fate.repeated);
+        inside.repeated += usize::from(fate.repeated.is_some());
         fate
     }
 }
 
-/// Who sent a request; questions for keys are not signed.
-fn origin_of(request: &Request<Bytes>) -> String {
-    let header = request.headers().get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let signed = header.and_then(|header| XMatrix::parse(header).ok());
-    signed.map(|signed| signed.origin.to_string()).unwrap_or_default()
+fn digest(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The network as one run of a server sees it.
+pub struct Wire {
+    pub net: Arc<Net>,
+    pub name: String,
+    pub power: Arc<Power>,
 }
 
 #[async_trait]
-impl Network for Net {
+impl Network for Wire {
     async fn send(
         &self,
         to: &ServerName,
         request: Request<Bytes>,
-        _: Limits,
+        limits: Limits,
     ) -> Result<Response<Bytes>, NetworkError> {
-        let (origin, fate) = (origin_of(&request), self.fate());
+        self.power.is_needed().await;
+        let (net, from, to) = (&self.net, self.name.as_str(), to.as_str());
+        let asked = format!("{from} > {to} {} {:x}", request.uri(), digest(request.body()));
+        net.notes(&asked);
+        let fate = net.fate(from, to);
         sleep(Duration::from_millis(fate.there_ms)).await;
-        let server = self.0.lock().servers.get(to.as_str()).cloned();
-        let Some(server) = server.filter(|_| !fate.lost && !self.is_parted(&origin, to.as_str())) else {
+        if fate.lost || net.is_cut(from, to) {
             return Err(NetworkError::Timeout);
+        }
+        let server = net.0.lock().servers.get(to).cloned();
+        let Some(Listening { answering, power }) = server.filter(|server| !server.power.is_off()) else {
+            return Err(NetworkError::Connect("nobody listens".to_owned()));
         };
-        if fate.repeated {
-            let (server, origin, request) = (server.clone(), origin.clone(), request.clone());
+        if let Some(after_ms) = fate.repeated {
+            let (net, answering, request) = (net.clone(), answering.clone(), request.clone());
+            let from = from.to_owned();
             tokio::spawn(async move {
-                sleep(Duration::from_millis(fate.back_ms)).await;
-                server.answers(&origin, request).await;
+                sleep(Duration::from_millis(after_ms)).await;
+                net.notes(&format!("repeated: {asked}"));
+                answering.answers(&from, &request).await;
             });
         }
-        let answer = server.answers(&origin, request).await;
+        let answer = tokio::select! {
+            biased;
+            () = power.gone() => Err(NetworkError::Broken("the server is gone".to_owned())),
+            answer = timeout(limits.timeout, answering.answers(from, &request)) => {
+                answer.map_err(|_| NetworkError::Timeout)
+            }
+        };
         sleep(Duration::from_millis(fate.back_ms)).await;
-        if fate.answer_lost || self.is_parted(&origin, to.as_str()) {
+        if fate.answer_lost || net.is_cut(to, from) {
             return Err(NetworkError::Timeout);
         }
-        Ok(answer)
+        let told = answer.as_ref().map(|answer| (answer.status(), digest(answer.body())));
+        net.notes(&format!("{from} < {to} {} {told:x?}", request.uri().path()));
+        answer
     }
 
     async fn fetch(&self, _: &str, _: Limits) -> Result<Response<Bytes>, NetworkError> {

@@ -1,189 +1,128 @@
-//! A server of a simulation: rooms, users, what comes in and what goes out, on the store in memory.
+//! A server of a simulation: what it is started with, and what its users do. It may end at any moment and go on later
+//! with what is on its disk.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use hearth_dag::{
-    Keypair, LocalServers, Pdu, ReceivedPdu, RoomRules, ServerKeys, Signer, VerifiedPdu, VerifyKey,
-    canonical::Object, content_hash, countersign, reference_hash,
-};
-use hearth_federation::{
-    Access, Clock, Federation, FederationOptions, Inbound, OwnKeys, Patience, Sender, SenderOptions,
-    published_keys,
-};
+use hearth_dag::{Pdu, RoomRules, Signer as _, canonical::Object, content_hash, countersign, reference_hash};
+use hearth_federation::{Clock, Patience};
 use hearth_rooms::{
-    CreateRoom, EnterRoom, Join, Preset, Profile, Residency, Rooms, RoomsOptions, Send, Status,
-    serve::{Asked, MissingEvents, Submitted},
+    Chance, CreateRoom, EventSn, Join, Membership, Preset, Profile, Residency, RoomInfo, RoomsOptions, Send,
+    Status, StoredEvent,
 };
-use hearth_store::{Commit, Store};
-use hearth_users::{Options, Users};
-use http::{Request, Response};
+use hearth_store::{Commit, Engine, Store};
 use parking_lot::Mutex;
+use rand::{Rng as _, SeedableRng as _, distr::Alphanumeric, rngs::StdRng};
 use ruma::{
-    OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId, ServerName, UserId,
+    OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId,
     events::TimelineEventType,
 };
 use serde_json::{Value, json, value::to_raw_value};
+use tokio::task::JoinHandle;
 
-use crate::{SERVERS, network::Net};
+use crate::{
+    answering::Answering,
+    disk::Power,
+    network::{Net, Wire},
+    world::server::{Plan, Server},
+};
 
-const NOW: u64 = 1_700_000_000_000;
+/// How long a server that fails is left alone.
+const PATIENCE: Patience = Patience { first: Duration::from_secs(1), longest: Duration::from_secs(10) };
 
-struct RoomClock(Clock);
+/// Chance that comes from a seed.
+#[derive(Debug)]
+struct Seeded(Mutex<StdRng>);
 
-impl hearth_rooms::Clock for RoomClock {
-    fn now_ms(&self) -> u64 {
-        (self.0)()
+impl Chance for Seeded {
+    fn text(&self, length: usize) -> String {
+        (&mut *self.0.lock()).sample_iter(Alphanumeric).take(length).map(char::from).collect()
     }
 }
 
-/// What of a server answers others.
-#[derive(Clone)]
-pub struct Answering {
-    key: Arc<Keypair>,
-    rooms: Rooms,
-    inbound: Inbound,
-    clock: Clock,
-}
+pub type State = BTreeMap<(String, String), OwnedEventId>;
 
 pub struct Node {
-    name: OwnedServerName,
-    store: Store,
-    rooms: Rooms,
-    users: Users,
-    federation: Federation,
+    pub name: OwnedServerName,
+    net: Arc<Net>,
     clock: Clock,
-    sender: Mutex<Sender>,
-    key: Arc<Keypair>,
+    disk: Arc<dyn Engine>,
+    rng: StdRng,
+    running: Option<Running>,
+    joining: Option<JoinHandle<bool>>,
+    /// The join with which its stay in the room began, as it last said.
+    stay: Option<OwnedEventId>,
 }
 
-fn key_of(name: &str) -> Keypair {
-    Keypair::new(name.try_into().unwrap(), "1", &[name.as_bytes()[0]; 32]).unwrap()
-}
-
-fn all_keys() -> ServerKeys {
-    let mut keys = ServerKeys::default();
-    for name in SERVERS {
-        let key = key_of(name);
-        let public = VerifyKey::new(&key.public_key(), None).unwrap();
-        keys.insert(name.try_into().unwrap(), key.key_id().to_owned(), public);
-    }
-    keys
-}
-
-fn list_of(pdus: &[Pdu]) -> String {
-    format!("[{}]", pdus.iter().map(Pdu::json).collect::<Vec<_>>().join(","))
-}
-
-impl Answering {
-    pub async fn answers(&self, origin: &str, request: Request<Bytes>) -> Response<Bytes> {
-        let (status, body) = match self.answer(origin, &request).await {
-            Some(body) => (200, body),
-            None => (404, Bytes::from_static(b"{\"errcode\":\"M_NOT_FOUND\",\"error\":\"no\"}")),
-        };
-        Response::builder().status(status).body(body).unwrap()
-    }
-
-    async fn answer(&self, origin: &str, request: &Request<Bytes>) -> Option<Bytes> {
-        let path = percent_encoding::percent_decode_str(request.uri().path()).decode_utf8().ok()?;
-        if path.starts_with("/_matrix/key/") {
-            return Some(published_keys(&self.key, (self.clock)()).into());
-        }
-        let origin = <&ServerName>::try_from(origin).ok()?;
-        let mut parts = path.strip_prefix("/_matrix/federation/v1/")?.splitn(3, '/');
-        let (what, first, second) = (parts.next()?, parts.next()?, parts.next());
-        let query = request.uri().query().unwrap_or_default();
-        let at = query.strip_prefix("event_id=").unwrap_or_default();
-        let at = percent_encoding::percent_decode_str(at).decode_utf8().ok()?.into_owned();
-        let room = OwnedRoomId::try_from(first);
-        match what {
-            "send" => self.inbound.transaction(origin, first, request.body().clone()).await.ok(),
-            "event" => {
-                let (_, pdu) = self.rooms.event_for_peer(origin, first.try_into().ok()?).await.ok()?;
-                Some(format!(r#"{{"origin":"","origin_server_ts":1,"pdus":{}}}"#, list_of(&[pdu])).into())
-            }
-            "state_ids" => {
-                let (room, event) = (room.ok()?, OwnedEventId::try_from(at).ok()?);
-                let state =
-                    self.rooms.state_ids_for_peer(Asked { origin, room: &room, event: &event }).await.ok()?;
-                let ids = json!({ "auth_chain_ids": state.auth_chain_ids, "pdu_ids": state.pdu_ids });
-                Some(ids.to_string().into())
-            }
-            "state" => {
-                let (room, event) = (room.ok()?, OwnedEventId::try_from(at).ok()?);
-                let state =
-                    self.rooms.state_for_peer(Asked { origin, room: &room, event: &event }).await.ok()?;
-                let (chain, pdus) = (list_of(&state.auth_chain), list_of(&state.pdus));
-                Some(format!(r#"{{"auth_chain":{chain},"pdus":{pdus}}}"#).into())
-            }
-            "event_auth" => {
-                let (room, event) = (room.ok()?, OwnedEventId::try_from(second?).ok()?);
-                let asked = Asked { origin, room: &room, event: &event };
-                let chain = self.rooms.event_auth_for_peer(asked).await.ok()?;
-                Some(format!(r#"{{"auth_chain":{}}}"#, list_of(&chain)).into())
-            }
-            "get_missing_events" => {
-                let body: Value = serde_json::from_slice(request.body()).ok()?;
-                let ids = |name: &str| serde_json::from_value(body[name].clone()).ok();
-                let missing = MissingEvents {
-                    earliest: ids("earliest_events")?,
-                    latest: ids("latest_events")?,
-                    limit: body["limit"].as_u64()? as usize,
-                    min_depth: 0,
-                };
-                let pdus = self.rooms.missing_events_for_peer(origin, &room.ok()?, &missing).await.ok()?;
-                Some(format!(r#"{{"events":{}}}"#, list_of(&pdus)).into())
-            }
-            _ => None,
-        }
-    }
+struct Running {
+    power: Arc<Power>,
+    server: Server,
 }
 
 impl Node {
-    pub async fn start(net: &Arc<Net>, name: &str) -> Self {
-        let start = tokio::time::Instant::now();
-        let clock: Clock = Arc::new(move || NOW + start.elapsed().as_millis() as u64);
-        let (store, key) = (Store::memory().await, Arc::new(key_of(name)));
-        let local = LocalServers::new([key.clone() as Arc<dyn Signer>]);
-        let room_clock = Arc::new(RoomClock(clock.clone()));
-        let rooms = Rooms::new(store.clone(), local.clone(), room_clock, &RoomsOptions::default());
-        let users = Users::open(store.clone(), Options::new(clock.clone()));
-        let federation = Federation::new(FederationOptions {
-            store: store.clone(),
-            network: net.clone(),
-            local_servers: local,
-            own_keys: vec![OwnKeys { key: key.clone(), old: Vec::new() }],
-            access: Access::open(),
-            trusted_key_servers: Vec::new(),
-            patience: Patience { first: Duration::from_secs(1), longest: Duration::from_secs(10) },
+    pub async fn new(net: &Arc<Net>, clock: &Clock, name: &str, seed: u64) -> Self {
+        let mut node = Self {
+            name: name.try_into().unwrap(),
+            net: net.clone(),
             clock: clock.clone(),
-        });
-        let inbound = Inbound::new(federation.clone(), rooms.clone(), users.clone());
-        let answering = Answering { key: key.clone(), rooms: rooms.clone(), inbound, clock: clock.clone() };
-        net.adds(name, answering);
-        let name = OwnedServerName::try_from(name).unwrap();
-        let sender = Mutex::new(sender(&store, &rooms, &users, &federation, &clock));
-        Self { name, store, rooms, users, federation, clock, sender, key }
+            disk: Store::memory().await.engine().clone(),
+            rng: StdRng::seed_from_u64(seed),
+            running: None,
+            joining: None,
+            stay: None,
+        };
+        node.starts().await;
+        node
     }
 
-    /// The part that sends ends and begins anew; what the store holds must do.
-    pub async fn sender_restarts(&self) {
-        let before = self.sender.lock().clone();
-        before.close().await;
-        let after = sender(&self.store, &self.rooms, &self.users, &self.federation, &self.clock);
-        *self.sender.lock() = after;
+    /// Begins, on what the disk has.
+    pub async fn starts(&mut self) {
+        let power = Power::on(self.disk.clone(), self.rng.random());
+        let name = self.name.to_string();
+        let wire = Wire { net: self.net.clone(), name: name.clone(), power: power.clone() };
+        let chance = Arc::new(Seeded(Mutex::new(StdRng::seed_from_u64(self.rng.random()))));
+        let server = Server::start(Plan {
+            name: name.clone(),
+            store: Store::on(power.clone()).await.unwrap(),
+            network: Arc::new(wire),
+            clock: self.clock.clone(),
+            patience: PATIENCE,
+            rooms: RoomsOptions { chance, ..RoomsOptions::default() },
+        });
+        self.net.listens(&name, Answering::of(&server), power.clone());
+        server.inbound.resume().await.unwrap();
+        self.running = Some(Running { power, server });
+    }
+
+    /// Ends, either as it is told to or at once.
+    pub async fn ends(&mut self, is_told: bool, room: &RoomId) {
+        self.stay(room).await;
+        let Some(Running { power, server }) = self.running.take() else { return };
+        if is_told {
+            server.sender.close().await;
+        }
+        power.goes();
+        if let Some(joining) = self.joining.take() {
+            joining.abort();
+        }
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.running.is_some()
+    }
+
+    pub fn server(&self) -> &Server {
+        &self.running.as_ref().unwrap().server
     }
 
     /// Fetches the keys of the others, as they are there for whoever has talked with a server before: its requests were
     /// believed by them.
-    pub async fn knows_all_keys(&self) {
-        for name in SERVERS.iter().filter(|name| self.name != **name) {
+    pub async fn knows_the_keys_of(&self, others: &[&str]) {
+        for name in others.iter().filter(|name| self.name != **name) {
             let name = OwnedServerName::try_from(*name).unwrap();
-            self.federation
-                .keys()
-                .request_key(std::net::Ipv4Addr::LOCALHOST.into(), &name, self.key.key_id())
-                .await
-                .unwrap();
+            let keys = self.server().federation.keys();
+            let id = self.server().key.key_id();
+            keys.request_key(std::net::Ipv4Addr::LOCALHOST.into(), &name, id).await.unwrap();
         }
     }
 
@@ -194,50 +133,24 @@ impl Node {
     pub async fn creates_a_room(&self, version: &str) -> OwnedRoomId {
         let mut create = CreateRoom { preset: Preset::PublicChat, ..CreateRoom::new(self.user("u0")) };
         create.version = RoomVersionId::try_from(version).unwrap();
-        self.rooms.create(&create, Commit::new()).await.unwrap().room_id
+        self.server().rooms.create(&create, Commit::new()).await.unwrap().room_id
     }
 
-    pub async fn joins_here(&self, who: &str, room: &OwnedRoomId) {
+    /// A user begins to join, through one of these servers if nobody is there yet.
+    pub fn joins(&mut self, who: &str, room: &OwnedRoomId, via: Vec<OwnedServerName>) {
         let profile = Profile { display_name: None, avatar_url: None };
         let join = Join { room: room.clone(), user: self.user(who), profile, reason: None };
-        self.rooms.join(&join, Commit::new()).await.unwrap();
+        let remote = self.server().remote_rooms.clone();
+        self.joining = Some(tokio::spawn(async move { remote.join(join, via).await.is_ok() }));
     }
 
-    fn sign(&self, rules: &RoomRules, mut event: Value) -> ReceivedPdu {
-        event["hashes"] =
-            json!({ "sha256": content_hash(&Object::parse(&event.to_string(), false).unwrap()) });
-        event["signatures"] = json!({});
-        let json = event.to_string();
-        let object = Object::parse(&json, false).unwrap();
-        let id = OwnedEventId::try_from(format!("${}", reference_hash(rules, &object))).unwrap();
-        let pdu = Pdu::from_stored(rules, id, Bytes::from(object.to_canonical())).unwrap();
-        ReceivedPdu::parse(rules, countersign(rules, &pdu, &*self.key).json()).unwrap()
+    pub fn is_joining(&self) -> bool {
+        self.joining.as_ref().is_some_and(|joining| !joining.is_finished())
     }
 
-    /// A user joins through a server that is in the room.
-    pub async fn joins_over(&self, who: &str, room: &OwnedRoomId, through: &Node) {
-        let versions: Vec<_> = RoomRules::all().iter().map(|rules| rules.version.clone()).collect();
-        let template = through.rooms.make_join(&self.name, room, &self.user(who), &versions).await.unwrap();
-        let rules = RoomRules::of(&template.room_version).unwrap();
-        let mut event: Value = serde_json::from_str(template.event.get()).unwrap();
-        event["origin"] = json!(self.name);
-        let pdu = self.sign(rules, event);
-        let id = pdu.pdu().event_id().to_owned();
-        let submitted = Submitted { origin: &self.name, room, event: &id, pdu, keys: &all_keys() };
-        let answer = through.rooms.accept_join(submitted, false).await.unwrap();
-        let arrived = |pdu: &Pdu| -> VerifiedPdu {
-            ReceivedPdu::parse(rules, pdu.json()).unwrap().verify(rules, &all_keys()).unwrap()
-        };
-        let enter = EnterRoom {
-            room_id: room.clone(),
-            version: answer.room_version.clone(),
-            join: arrived(&answer.event),
-            state: answer.state.iter().map(arrived).collect(),
-            auth_chain: answer.auth_chain.iter().map(arrived).collect(),
-            origin: through.name.clone(),
-            members_omitted: None,
-        };
-        self.rooms.enter_room(enter).await.unwrap();
+    /// What became of the join that was begun.
+    pub async fn joined(&mut self) -> Option<bool> {
+        Some(self.joining.take()?.await.unwrap())
     }
 
     /// The event, if it was allowed.
@@ -259,55 +172,169 @@ impl Node {
             txn: None,
             timestamp_ms: None,
         };
-        self.rooms.send(&send, Commit::new()).await.ok().map(|sent| sent.event_id)
+        self.server().rooms.send(&send, Commit::new()).await.ok().map(|sent| sent.event_id)
     }
 
-    /// The power levels as they are here, with another level of a user.
-    pub async fn power_levels(&self, room: &OwnedRoomId, user: &UserId, level: i64) -> Value {
+    /// An event of a user who never was in the room, signed and sent all the same.
+    pub async fn forges(&self, room: &RoomId, text: &str, to: &[OwnedServerName]) -> Option<OwnedEventId> {
+        let info = self.info(room).await?;
+        let server = self.server();
+        let head = server.rooms.head(info.sn).await.unwrap()?.value;
+        let ends = server.rooms.events().load_many(&info, &head.extremities).await.unwrap();
+        let ends: Vec<_> = ends.iter().map(|event| event.header.event_id.clone()).collect();
         let state = self.state(room).await;
-        let key = ("m.room.power_levels".to_owned(), String::new());
-        let info = self.rooms.room(room).await.unwrap().unwrap();
-        let event = self.rooms.events().by_id(&info, &state[&key]).await.unwrap().unwrap();
-        let mut content: Value = serde_json::from_str(event.pdu.content_json()).unwrap();
-        content["users"][user.as_str()] = level.into();
-        content
+        let of = |kind: &str| state.get(&(kind.to_owned(), String::new()));
+        let auth: Vec<_> = match info.rules.room_id_is_create_event {
+            true => of("m.room.power_levels").into_iter().collect(),
+            false => of("m.room.create").into_iter().chain(of("m.room.power_levels")).collect(),
+        };
+        let event = json!({
+            "type": "m.room.topic", "state_key": "", "sender": self.user("mallory"), "room_id": room,
+            "content": { "topic": text }, "depth": head.depth + 1, "prev_events": ends, "auth_events": auth,
+            "origin": self.name, "origin_server_ts": (self.clock)(),
+        });
+        let pdu = self.signed(info.rules, event);
+        let id = pdu.event_id().to_owned();
+        let body = format!(
+            r#"{{"origin":"{}","origin_server_ts":{},"pdus":[{}]}}"#,
+            self.name,
+            (self.clock)(),
+            pdu.json()
+        );
+        for other in to.iter().filter(|other| **other != self.name) {
+            let (client, other) = (server.federation.client().clone(), other.clone());
+            let (txn, body) = (format!("forged-{id}"), body.clone());
+            tokio::spawn(async move {
+                let _ = client.send_transaction(&other, &txn, &body).await;
+            });
+        }
+        Some(id)
     }
 
-    pub async fn state(&self, room: &OwnedRoomId) -> BTreeMap<(String, String), OwnedEventId> {
-        let info = self.rooms.room(room).await.unwrap().unwrap();
-        let head = self.rooms.head(info.sn).await.unwrap().unwrap().value;
-        let mut state = BTreeMap::new();
-        for (key, event) in self.rooms.snapshots().all(info.sn, head.snapshot).await.unwrap() {
-            let name = self.rooms.state_key_name(info.sn, key).await.unwrap();
-            let event = self.rooms.events().load(&info, event).await.unwrap();
+    fn signed(&self, rules: &'static RoomRules, mut event: Value) -> Pdu {
+        event["hashes"] =
+            json!({ "sha256": content_hash(&Object::parse(&event.to_string(), false).unwrap()) });
+        event["signatures"] = json!({});
+        let json = event.to_string();
+        let object = Object::parse(&json, false).unwrap();
+        let id = OwnedEventId::try_from(format!("${}", reference_hash(rules, &object))).unwrap();
+        let pdu = Pdu::from_stored(rules, id, Bytes::from(object.to_canonical())).unwrap();
+        countersign(rules, &pdu, &*self.server().key)
+    }
+
+    async fn info(&self, room: &RoomId) -> Option<Arc<RoomInfo>> {
+        self.server().rooms.room(room).await.unwrap()
+    }
+
+    pub async fn event(&self, room: &RoomId, event: &OwnedEventId) -> Option<Arc<StoredEvent>> {
+        let info = self.info(room).await?;
+        self.server().rooms.events().by_id(&info, event).await.unwrap()
+    }
+
+    pub async fn status(&self, room: &RoomId, event: &OwnedEventId) -> Option<Status> {
+        self.event(room, event).await.map(|event| event.status())
+    }
+
+    pub async fn state(&self, room: &RoomId) -> State {
+        let mut state = State::new();
+        let Some(info) = self.info(room).await else { return state };
+        let rooms = &self.server().rooms;
+        let Some(head) = rooms.head(info.sn).await.unwrap() else { return state };
+        for (key, event) in rooms.snapshots().all(info.sn, head.value.snapshot).await.unwrap() {
+            let name = rooms.state_key_name(info.sn, key).await.unwrap();
+            let event = rooms.events().load(&info, event).await.unwrap();
             let name = (name.kind.as_str().to_owned(), name.state_key.clone());
             state.insert(name, event.header.event_id.clone());
         }
         state
     }
 
+    /// The event that says whether a user is in the room, and what it says.
+    pub async fn member(&self, room: &RoomId, user: &UserId) -> Option<(OwnedEventId, Membership)> {
+        let state = self.state(room).await;
+        let event = state.get(&("m.room.member".to_owned(), user.to_string()))?;
+        let stored = self.event(room, event).await.unwrap();
+        Some((event.clone(), Membership::of(&stored.pdu).unwrap()))
+    }
+
+    /// The power levels as they are here, with another level of a user.
+    pub async fn power_levels(&self, room: &RoomId, user: &UserId, level: i64) -> Option<Value> {
+        let state = self.state(room).await;
+        let event = state.get(&("m.room.power_levels".to_owned(), String::new()))?;
+        let event = self.event(room, event).await.unwrap();
+        let mut content: Value = serde_json::from_str(event.pdu.content_json()).unwrap();
+        content["users"][user.as_str()] = level.into();
+        Some(content)
+    }
+
+    /// The room's forward extremities.
+    pub async fn ends_of(&self, room: &RoomId) -> usize {
+        let Some(info) = self.info(room).await else { return 0 };
+        let head = self.server().rooms.head(info.sn).await.unwrap();
+        head.map_or(0, |head| head.value.extremities.len())
+    }
+
+    /// Whether it is in the room, as it sees it, and knows all of its state.
+    pub async fn residency(&self, room: &RoomId) -> (Residency, bool) {
+        let Some(info) = self.info(room).await else { return (Residency::Outside, true) };
+        let head = self.server().rooms.head(info.sn).await.unwrap();
+        head.map_or((Residency::Outside, true), |head| (head.value.residency, !head.value.partial_state))
+    }
+
+    pub async fn is_resident(&self, room: &RoomId) -> bool {
+        matches!(self.residency(room).await.0, Residency::Resident | Residency::Partial)
+    }
+
+    /// The join with which its present stay began. Where it is down: as it was when it ended.
+    pub async fn stay(&mut self, room: &RoomId) -> Option<OwnedEventId> {
+        if self.is_up() {
+            self.stay = match self.is_resident(room).await {
+                true => self.member(room, &self.user("u0")).await.map(|(event, _)| event),
+                false => None,
+            };
+        }
+        self.stay.clone()
+    }
+
+    pub async fn sees(&self, room: &RoomId, server: &ServerName) -> bool {
+        let Some(info) = self.info(room).await else { return false };
+        self.server().rooms.is_server_in_room(&info, server).await.unwrap()
+    }
+
+    /// All events of the room that it holds, in the order in which they came.
+    pub async fn events(&self, room: &RoomId) -> Vec<Arc<StoredEvent>> {
+        let Some(info) = self.info(room).await else { return Vec::new() };
+        let mut events = Vec::new();
+        for number in 1.. {
+            match self.server().rooms.events().load(&info, EventSn(number)).await {
+                Ok(event) => events.push(event),
+                Err(_) => break,
+            }
+        }
+        events
+    }
+
+    /// How many events wait in the room for others.
+    pub async fn waiting(&self, room: &RoomId) -> usize {
+        self.server().rooms.queued_events(room).await.unwrap().len()
+    }
+
     /// Prints what helps to understand a seed that fails.
-    pub async fn tells(&self, room: &OwnedRoomId) {
+    pub async fn tells(&self, room: &RoomId) {
         use hearth_federation::tables::{BEHIND, DESTINATIONS};
         use hearth_store::Order;
-        let info = self.rooms.room(room).await.unwrap().unwrap();
-        let status = self.sender.lock().status();
+        let (store, status) = (&self.server().store, self.server().sender.status());
         println!("{}: {:?}, {status:?}", self.name, self.residency(room).await);
-        println!(
-            "  behind: {:?}",
-            self.store.range(&BEHIND, BEHIND.all(), Order::Forward, 100).await.unwrap()
-        );
-        let failing = self.store.range(&DESTINATIONS, DESTINATIONS.all(), Order::Forward, 100).await.unwrap();
-        println!("  failing: {failing:?}");
-        for number in 1.. {
-            let Ok(event) = self.rooms.events().load(&info, hearth_rooms::EventSn(number)).await else {
-                break;
-            };
+        let behind = store.range(&BEHIND, BEHIND.all(), Order::Forward, 100).await.unwrap();
+        let failing = store.range(&DESTINATIONS, DESTINATIONS.all(), Order::Forward, 100).await.unwrap();
+        println!("  behind: {behind:?}\n  failing: {failing:?}\n  waiting: {}", self.waiting(room).await);
+        for event in self.events(room).await {
             let (pdu, id) = (&event.pdu, event.pdu.event_id());
             let (kind, content) = (pdu.kind(), pdu.content_json());
             let content = &content[..content.len().min(90)];
             println!(
-                "  {number} {:?} {id} {} {kind} {:?} {content} prev {:?}",
+                "  {} {:?} {id} {} {kind} {:?} {content} prev {:?}",
+                event.sn.0,
                 event.status(),
                 pdu.sender(),
                 pdu.state_key(),
@@ -315,38 +342,4 @@ impl Node {
             );
         }
     }
-
-    pub async fn is_forked(&self, room: &OwnedRoomId) -> bool {
-        let info = self.rooms.room(room).await.unwrap().unwrap();
-        self.rooms.head(info.sn).await.unwrap().unwrap().value.extremities.len() > 1
-    }
-
-    pub async fn residency(&self, room: &OwnedRoomId) -> Residency {
-        let info = self.rooms.room(room).await.unwrap().unwrap();
-        self.rooms.head(info.sn).await.unwrap().unwrap().value.residency
-    }
-
-    pub async fn sees_server(&self, room: &OwnedRoomId, server: &str) -> bool {
-        let info = self.rooms.room(room).await.unwrap().unwrap();
-        self.rooms.is_server_in_room(&info, server.try_into().unwrap()).await.unwrap()
-    }
-
-    pub async fn status(&self, room: &OwnedRoomId, event: &OwnedEventId) -> Option<Status> {
-        let info = self.rooms.room(room).await.unwrap().unwrap();
-        let event = self.rooms.events().by_id(&info, event).await.unwrap();
-        event.map(|event| event.status())
-    }
-}
-
-fn sender(store: &Store, rooms: &Rooms, users: &Users, federation: &Federation, clock: &Clock) -> Sender {
-    let sender = Sender::new(SenderOptions {
-        store: store.clone(),
-        rooms: rooms.clone(),
-        users: users.clone(),
-        federation: federation.clone(),
-        clock: clock.clone(),
-        boot: clock(),
-    });
-    sender.start();
-    sender
 }

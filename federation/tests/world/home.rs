@@ -4,35 +4,23 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hearth_dag::{
-    Keypair, LocalServers, Pdu, ReceivedPdu, RoomRules, ServerKeys, Signer, VerifyKey, canonical::Object,
+    Keypair, Pdu, ReceivedPdu, RoomRules, ServerKeys, Signer as _, VerifyKey, canonical::Object,
     content_hash, countersign, reference_hash,
 };
-use hearth_federation::{Clock, Federation, Patience, Sender, SenderOptions};
+use hearth_federation::{Federation, Patience, Sender};
 use hearth_rooms::{
     CreateRoom, Join, Preset, Profile, Removal, Remove, Rooms, RoomsOptions, Send, serve::Submitted,
 };
 use hearth_store::{Commit, Store};
-use hearth_users::{Options, Users};
+use hearth_users::Users;
 use parking_lot::Mutex;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, UserId, events::TimelineEventType};
 use serde_json::{Value, json, value::to_raw_value};
-use tokio::time::Instant;
 
-use super::{NOW, World, key, name, ok};
-
-/// A clock that goes with the runtime's, which tests pause.
-pub fn tokio_clock() -> Clock {
-    let start = Instant::now();
-    Arc::new(move || NOW + start.elapsed().as_millis() as u64)
-}
-
-struct RoomClock(Clock);
-
-impl hearth_rooms::Clock for RoomClock {
-    fn now_ms(&self) -> u64 {
-        (self.0)()
-    }
-}
+use super::{
+    World, key, name, ok,
+    server::{Plan, Server, tokio_clock},
+};
 
 pub struct Home {
     pub world: Arc<World>,
@@ -54,29 +42,16 @@ impl Home {
 
     /// Starts on a store that may hold something.
     pub fn on(world: &Arc<World>, store: Store) -> Self {
-        let clock = tokio_clock();
-        let signer: Arc<dyn Signer> = key("home.test", "1");
-        let rooms = Rooms::new(
-            store.clone(),
-            LocalServers::new([signer]),
-            Arc::new(RoomClock(clock.clone())),
-            &RoomsOptions::default(),
-        );
-        let users = Users::open(store.clone(), Options::new(clock.clone()));
-        let federation = world.federation("home.test", &store, |options| {
-            options.clock = clock.clone();
-            options.patience =
-                Patience { first: Duration::from_secs(30), longest: Duration::from_secs(3600) };
-        });
-        let sender = Sender::new(SenderOptions {
-            store: store.clone(),
-            rooms: rooms.clone(),
-            users: users.clone(),
-            federation: federation.clone(),
-            clock: clock.clone(),
-            boot: clock(),
-        });
-        sender.start();
+        let patience = Patience { first: Duration::from_secs(30), longest: Duration::from_secs(3600) };
+        let plan = Plan {
+            name: "home.test".to_owned(),
+            store,
+            network: world.clone(),
+            clock: tokio_clock(),
+            patience,
+            rooms: RoomsOptions::default(),
+        };
+        let Server { store, rooms, users, federation, sender, .. } = Server::start(plan);
         Self { world: world.clone(), store, rooms, users, federation, sender }
     }
 

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod home;
+pub mod server;
 
 use std::{
     collections::HashMap,
@@ -16,13 +17,12 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use hearth_dag::{
-    Keypair, LocalServers, Signer,
+    Keypair, Signer as _,
     canonical::{Object, Value},
     sign_json,
 };
 use hearth_federation::{
-    Access, Clock, Federation, FederationOptions, Limits, Network, NetworkError, OldVerifyKey, OwnKeys,
-    Patience, server_keys,
+    Clock, Federation, FederationOptions, Limits, Network, NetworkError, OldVerifyKey, server_keys,
 };
 use hearth_store::Store;
 use http::{Request, Response};
@@ -168,17 +168,7 @@ impl World {
         store: &Store,
         change: impl FnOnce(&mut FederationOptions),
     ) -> Federation {
-        let key = key(server, "1");
-        let mut options = FederationOptions {
-            store: store.clone(),
-            network: self.clone(),
-            local_servers: LocalServers::new([key.clone() as Arc<dyn Signer>]),
-            own_keys: vec![OwnKeys { key, old: Vec::new() }],
-            access: Access::open(),
-            trusted_key_servers: Vec::new(),
-            patience: Patience::default(),
-            clock: self.clock(),
-        };
+        let mut options = server::federation_options(server, store.clone(), self.clone(), self.clock());
         change(&mut options);
         Federation::new(options)
     }
