@@ -1,15 +1,10 @@
 //! A server's life: bind the listeners, open the store, serve, stop.
-//! * Listeners answer before the store is open: `/health` says "starting", everything else asks to come back.
+//! * Listeners answer before the store is open: `/health` says "starting" and `/versions` what there is; everything else
+//!   waits for the store, or is asked to come back if that takes long.
 //! * On the way down no new connection is taken, long polls end at once, running requests get some seconds, and the
 //!   store is closed last.
 
-use std::{
-    convert::Infallible,
-    io,
-    net::SocketAddr,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -21,8 +16,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, SetOnce},
     task::JoinSet,
+    time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -82,9 +78,13 @@ impl Serves {
     }
 }
 
+/// How long a request waits for a server that is starting: mostly that is over sooner than a client would ask again. As
+/// many wait as connections are let in.
+const START_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What listeners talk to: nothing yet, then the dispatcher.
 #[derive(Clone, Default)]
-pub struct Front(Arc<OnceLock<Dispatcher>>);
+pub struct Front(Arc<SetOnce<Dispatcher>>);
 
 impl Front {
     /// A front whose server is there already.
@@ -113,6 +113,9 @@ impl Front {
                 finished(json_response(StatusCode::OK, crate::client_api::discovery::versions_json()))
             }
             None => {
+                if let Ok(dispatcher) = timeout(START_PATIENCE, self.0.wait()).await {
+                    return dispatcher.handle(request, peer).await;
+                }
                 let starting = MatrixError::new(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "M_UNKNOWN",

@@ -66,12 +66,18 @@ async fn before_the_store_is_open_everybody_gets_an_answer() {
     let versions = ask(connect().await, &get("/_matrix/client/versions", "")).await;
     assert!(versions.starts_with("HTTP/1.1 200"), "{versions}");
     let sync = ask(connect().await, &get("/_matrix/client/v3/sync", "")).await;
-    assert!(sync.starts_with("HTTP/1.1 503") && sync.contains("retry-after: 2"), "{sync}");
+    assert!(
+        sync.starts_with("HTTP/1.1 503") && sync.contains("retry-after: 2"),
+        "waits for long, then: {sync}"
+    );
     assert!(sync.contains("access-control-allow-origin: *"), "a web client must be able to read it: {sync}");
     assert_eq!(body(&sync)["errcode"], "M_UNKNOWN");
 
     let server = TestServer::start().await;
+    let mut early = connect().await;
+    early.write_all(get("/_matrix/client/v3/capabilities", "").as_bytes()).await.unwrap();
     front.open(dispatcher(&server));
+    assert_eq!(body(&read(early).await)["errcode"], "M_MISSING_TOKEN", "who came early is answered");
     let health = ask(connect().await, &get("/health", "")).await;
     assert!(health.starts_with("HTTP/1.1 200"), "{health}");
     let sync = ask(connect().await, &get("/_matrix/client/v3/sync", "")).await;
