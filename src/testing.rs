@@ -1,7 +1,15 @@
 //! Whole servers in one process, for tests: on the memory store, callable without sockets or with them.
 //! Nothing here is reachable from the binary.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use axum::body::{Body, Bytes};
@@ -223,7 +231,19 @@ impl TestServer {
 pub struct TestNetwork(
     Arc<Mutex<HashMap<OwnedServerName, Peer>>>,
     Arc<Mutex<Vec<(OwnedServerName, String)>>>,
+    Arc<Mutex<Vec<(OwnedServerName, String, Arc<Slow>)>>>,
 );
+
+/// How often something was asked of a server that takes its time, and how often at once.
+#[derive(Default)]
+pub struct Slow {
+    by: Duration,
+    now: AtomicUsize,
+    /// Questions in all.
+    pub asked: AtomicUsize,
+    /// Questions at once, at most.
+    pub at_once: AtomicUsize,
+}
 
 enum Peer {
     /// A whole server.
@@ -249,6 +269,11 @@ impl TestNetwork {
         TestPeer(key)
     }
 
+    /// From now on, a server does nothing but publish this key.
+    pub fn publishes(&self, key: Keypair) {
+        self.0.lock().insert(key.server_name().to_owned(), Peer::Keys(Arc::new(key)));
+    }
+
     /// From now on, that server answers requests to paths that start so as if it knew no such endpoint.
     pub fn refuse(&self, name: &ServerName, path: &str) {
         self.1.lock().push((name.to_owned(), path.to_owned()));
@@ -257,6 +282,13 @@ impl TestNetwork {
     /// From now on, all servers answer everything again.
     pub fn refuse_nothing(&self) {
         self.1.lock().clear();
+    }
+
+    /// From now on, that server takes so long for requests to paths that start so, and they are counted.
+    pub fn slow(&self, name: &ServerName, path: &str, by: Duration) -> Arc<Slow> {
+        let slow = Arc::new(Slow { by, ..Slow::default() });
+        self.2.lock().push((name.to_owned(), path.to_owned(), slow.clone()));
+        slow
     }
 
     /// The server answers so from now on.
@@ -312,6 +344,18 @@ impl Network for TestNetwork {
         limits: Limits,
     ) -> Result<http::Response<Bytes>, NetworkError> {
         let path = request.uri().path();
+        let slow = self
+            .2
+            .lock()
+            .iter()
+            .find(|(name, start, _)| name == to && path.starts_with(start.as_str()))
+            .cloned();
+        if let Some((_, _, slow)) = slow {
+            slow.asked.fetch_add(1, Ordering::SeqCst);
+            slow.at_once.fetch_max(slow.now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::time::sleep(slow.by).await;
+            slow.now.fetch_sub(1, Ordering::SeqCst);
+        }
         if self.1.lock().iter().any(|(name, start)| name == to && path.starts_with(start.as_str())) {
             let answer = http::Response::builder().status(StatusCode::NOT_FOUND);
             let body = Bytes::from_static(br#"{"errcode":"M_UNRECOGNIZED","error":"refused"}"#);

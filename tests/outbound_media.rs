@@ -1,10 +1,11 @@
 //! Files of other servers: fetched, kept, shown small, and given to other servers.
 
-use std::io::Cursor;
+use std::{io::Cursor, sync::atomic::Ordering, time::Duration};
 
 use axum::body::Body;
 use hearth::{
     config::Config,
+    media::remote::{FAILED_TIME, UNREACHABLE_TIMES},
     testing::{Answer, TestNetwork, TestServer, TestUser},
 };
 use hearth_store::Store;
@@ -102,6 +103,24 @@ async fn what_cannot_be_had_is_refused_and_not_asked_for_at_once_again() {
     // Whoever has no token gets nothing, and makes nobody ask.
     let path = format!("/_matrix/client/v1/media/download/{address}");
     near.request(Method::GET, &path, None, None).await.refused(401, "M_MISSING_TOKEN");
+}
+
+/// Many files are named of a server that nobody reaches: after a few it is left alone for a while.
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_is_not_asked_for_each_of_its_files() {
+    let network = TestNetwork::default();
+    let (_folder, near) = server_in(&network, "near.test").await;
+    let bob = near.user("bob").await;
+    let asked = network.slow(&name("gone.test"), "/_matrix/", Duration::ZERO);
+    for file in 0..20 {
+        download(&bob, &format!("gone.test/file{file}")).await.refused(502, "M_UNKNOWN");
+    }
+    assert_eq!(asked.asked.load(Ordering::SeqCst), UNREACHABLE_TIMES as usize);
+    tokio::time::pause();
+    tokio::time::advance(FAILED_TIME).await;
+    tokio::time::resume();
+    download(&bob, "gone.test/other").await.refused(502, "M_UNKNOWN");
+    assert_eq!(asked.asked.load(Ordering::SeqCst), UNREACHABLE_TIMES as usize + 1, "it may be there again");
 }
 
 #[tokio::test]

@@ -1,12 +1,13 @@
 //! Users of this server in rooms of others: joining, leaving, knocking, being invited, between whole servers.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use hearth::{
     config::Config,
     testing::{Answer, TestNetwork, TestPeer, TestServer, TestUser, encoded},
 };
 use hearth_dag::{Keypair, ReceivedPdu, RoomRules, countersign};
+use hearth_federation::{FILLS_OF_A_USER, GAP_RESTS};
 use hearth_store::Store;
 use ruma::OwnedServerName;
 use serde_json::{Value, json};
@@ -363,9 +364,55 @@ async fn what_cannot_be_fetched_is_passed_over() {
     assert_eq!(page["chunk"].as_array().unwrap().len(), 1, "the join");
     let after = messages(&bob, &room, page["end"].as_str(), 20).await;
     assert_eq!((after["chunk"].as_array().unwrap().len(), &after["end"]), (0, &Value::Null));
-    // When it can be had again, it is.
+    // When it can be had again, it is: after the time in which nobody is asked a second time.
     far.network.refuse_nothing();
+    tokio::time::pause();
+    tokio::time::advance(GAP_RESTS).await;
+    tokio::time::resume();
     assert_eq!(bodies(&messages(&bob, &room, page["end"].as_str(), 20).await), ["early"]);
+}
+
+/// Readers of a room whose history nobody gives: servers are asked for it once, not once for each.
+#[tokio::test]
+async fn many_who_read_at_one_gap_make_us_ask_once() {
+    let (far, near) = two().await;
+    let (alice, bob) = (far.user("alice").await, near.user("bob").await);
+    let room = alice.creates_a_public_room().await;
+    alice.says(&room, "early").await;
+    join(&bob, &room, &["far.test"]).await.ok();
+    until("all members are known", async || is_complete(&near).await).await;
+    let backfill = "/_matrix/federation/v1/backfill";
+    let asked = far.network.slow(&name(FAR), backfill, Duration::from_millis(50));
+    far.network.refuse(&name(FAR), backfill);
+    let readers = (0..20).map(|_| messages(&bob, &room, None, 20));
+    for page in futures_util::future::join_all(readers).await {
+        assert_eq!(page["chunk"].as_array().unwrap().len(), 1, "what is here is shown");
+    }
+    messages(&bob, &room, None, 20).await;
+    assert_eq!(asked.asked.load(Ordering::SeqCst), 1);
+}
+
+/// A user who reads in many rooms at once, whose servers take their time.
+#[tokio::test]
+async fn one_user_makes_us_fill_in_few_rooms_at_once() {
+    let (far, near) = two().await;
+    let (alice, bob) = (far.user("alice").await, near.user("bob").await);
+    let mut rooms = Vec::new();
+    for _ in 0..6 {
+        let room = alice.creates_a_public_room().await;
+        alice.says(&room, "early").await;
+        join(&bob, &room, &["far.test"]).await.ok();
+        rooms.push(room);
+    }
+    until("all members are known", async || is_complete(&near).await).await;
+    let backfill = "/_matrix/federation/v1/backfill";
+    let asked = far.network.slow(&name(FAR), backfill, Duration::from_millis(100));
+    let pages = rooms.iter().map(|room| messages(&bob, room, None, 20));
+    for page in futures_util::future::join_all(pages).await {
+        assert_eq!(bodies(&page), ["early"]);
+    }
+    assert_eq!(asked.asked.load(Ordering::SeqCst), rooms.len());
+    assert!(asked.at_once.load(Ordering::SeqCst) <= FILLS_OF_A_USER);
 }
 
 #[tokio::test]

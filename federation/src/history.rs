@@ -1,22 +1,63 @@
 //! History that is not here: fetched from other servers of the room when somebody reads on past a gap.
 //! * What comes is believed as little as anything else: signatures are checked here, the rules in `rooms`.
-//! * One reader at a time fetches at a room; whoever waited finds the gap filled in. Servers, rounds, events and time are
-//!   bounded: who reads gets what is here when the rest cannot be had.
+//! * A gap is filled in once for all who wait for it, and a room by one fill at a time. So many rooms are filled in at
+//!   once, few of them for one user; servers, rounds, events, states and time of a fill are bounded. Who reads gets what
+//!   is here when the rest cannot be had.
+//! * Where nobody could fill a gap in, nobody is asked again for a moment.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use hearth_dag::{Pdu, VerifiedPdu};
-use hearth_rooms::{BACKFILL_MAX, Filled, Filling, Gap, RoomInfo, WriteError, tables::TIMELINE};
+use hearth_rooms::{
+    BACKFILL_MAX, Filled, Filling, Gap, RoomInfo, TimelineOrder, WriteError, tables::TIMELINE,
+};
 use hearth_store::StoreError;
-use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
+use parking_lot::Mutex;
+use quick_cache::sync::Cache;
+use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 
 use crate::{
     client::{Client, EventNear, Json, RequestError},
-    membership::{Parts, RemoteRooms, candidates},
+    membership::{Entries, Parts, RemoteRooms, candidates},
+    turns::{TurnLimits, Turns},
 };
 
 /// Whoever reads waits so long for history of other servers.
 pub const HISTORY_TIME: Duration = Duration::from_secs(20);
+/// A fill goes on for so long, whoever still waits for it: the time of one slow server, and some more for others.
+pub const FILL_TIME: Duration = Duration::from_secs(120);
+/// Rooms that are filled in at once: each may hold a state of [`HEAVY`](crate::client::HEAVY) bytes in memory.
+pub const FILLS_AT_ONCE: usize = 8;
+/// Of these, for one user: who reads in rooms of servers that never answer holds up nobody else.
+pub const FILLS_OF_A_USER: usize = 2;
+/// Fills that are under way or wait, of all rooms and users.
+pub const FILLS_MAX: usize = 200;
+/// A gap that nobody could fill in is left alone for so long: a reader's client asks again and again.
+pub const GAP_RESTS: Duration = Duration::from_secs(60);
+/// Gaps of which it is remembered that nobody could fill them in.
+const GAPS_KEPT: usize = 2000;
+/// States that are asked for in one fill; events that need more than that are left out of it.
+pub const STATES_MAX: usize = 10;
+/// Of these, fetched whole.
+const WHOLE_STATES_MAX: usize = 3;
+/// Whole states that are fetched at once, in all fills.
+const WHOLE_STATES_AT_ONCE: usize = 2;
+/// Fills and questions of users: places and the line before them.
+const TURNS: TurnLimits = TurnLimits {
+    at_once: FILLS_AT_ONCE,
+    each: FILLS_OF_A_USER,
+    waiting_each: 10,
+    waiting: FILLS_MAX,
+    patience: HISTORY_TIME,
+};
 /// Events that are asked for at once.
 const EVENTS_AT_ONCE: usize = 100;
 /// Servers that are asked about one gap.
@@ -41,6 +82,8 @@ enum Unfilled {
     Nothing,
     #[error("what its events rest on cannot be had from it")]
     Rootless,
+    #[error("what its events rest on is too much")]
+    TooMuch,
 }
 
 impl From<StoreError> for Unfilled {
@@ -49,20 +92,77 @@ impl From<StoreError> for Unfilled {
     }
 }
 
+type Place = (OwnedRoomId, TimelineOrder);
+type Outcome = Result<bool, StoreError>;
+
+/// What is being filled in, and what could not be.
+pub(crate) struct Histories {
+    rooms: Entries,
+    under_way: Mutex<HashMap<Place, watch::Receiver<Option<Outcome>>>>,
+    failed: Cache<Place, Instant>,
+    turns: Turns<OwnedUserId>,
+    whole_states: Semaphore,
+}
+
+impl Default for Histories {
+    fn default() -> Self {
+        Self {
+            rooms: Entries::default(),
+            under_way: Mutex::default(),
+            failed: Cache::new(GAPS_KEPT),
+            turns: Turns::new(TURNS),
+            whole_states: Semaphore::new(WHOLE_STATES_AT_ONCE),
+        }
+    }
+}
+
+/// That a gap is being filled in.
+struct UnderWay(Arc<Histories>, Place);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.lock().remove(&self.1);
+    }
+}
+
 impl RemoteRooms {
     /// Fetches what is missing at a gap, for a user who reads there. Says whether the timeline changed.
     pub async fn fill_in(&self, room: &RoomId, user: &UserId, gap: &Gap) -> Result<bool, StoreError> {
-        let (parts, room, user, gap) = (self.parts().clone(), room.to_owned(), user.to_owned(), gap.clone());
-        let filling = self.in_background(async move {
-            // Events of a room whose members are not known would have to be decided again.
-            parts.was_partial(&room).await?;
-            let _turn = parts.histories.of(&room).await;
-            parts.fill_in(&room, &user, &gap).await
-        });
-        match tokio::time::timeout(HISTORY_TIME, filling).await {
-            Ok(done) => done.unwrap_or(Ok(false)),
-            Err(_) => Ok(false),
+        let Some(mut filling) = self.filling(room, user, gap) else { return Ok(false) };
+        match tokio::time::timeout(HISTORY_TIME, filling.wait_for(Option::is_some)).await {
+            Ok(Ok(filled)) => filled.clone().unwrap_or(Ok(false)),
+            // It takes longer, or the server stops.
+            Ok(Err(_)) | Err(_) => Ok(false),
         }
+    }
+
+    /// The fill of a gap, begun if there is none; nothing if it is of no use to begin one now.
+    fn filling(&self, room: &RoomId, user: &UserId, gap: &Gap) -> Option<watch::Receiver<Option<Outcome>>> {
+        let histories = self.parts().histories.clone();
+        let place = (room.to_owned(), gap.at);
+        let mut all = histories.under_way.lock();
+        if let Some(filling) = all.get(&place) {
+            return Some(filling.clone());
+        }
+        let rests = histories.failed.get(&place).is_some_and(|since| since.elapsed() < GAP_RESTS);
+        if rests || all.len() >= FILLS_MAX {
+            return None;
+        }
+        let (done, filling) = watch::channel(None);
+        all.insert(place.clone(), filling.clone());
+        drop(all);
+        let under_way = UnderWay(histories, place);
+        let (parts, user, gap) = (self.parts().clone(), user.to_owned(), gap.clone());
+        self.spawn(async move {
+            let UnderWay(histories, place) = &under_way;
+            let filling = parts.fill_in_turn(&place.0, &user, &gap);
+            let filled = tokio::time::timeout(FILL_TIME, filling).await.unwrap_or(Ok(Some(false)));
+            if matches!(filled, Ok(Some(false))) {
+                histories.failed.insert(place.clone(), Instant::now());
+            }
+            done.send_replace(Some(filled.map(|filled| filled.unwrap_or(false))));
+        });
+        Some(filling)
     }
 
     /// The event nearest to a time, as other servers of the room know it.
@@ -76,6 +176,7 @@ impl RemoteRooms {
         let parts = self.parts();
         let servers = candidates(&parts.federation, &parts.rooms, room, user, &[]).await?;
         let client = self.federation().client().speaking_as(user.server_name());
+        let Ok(_turn) = parts.histories.turns.take(user.to_owned()).await else { return Ok(None) };
         let mut nearest: Option<EventNear> = None;
         let asking = async {
             for server in servers.iter().take(TIME_SERVERS_MAX) {
@@ -103,6 +204,21 @@ impl RemoteRooms {
 }
 
 impl Parts {
+    /// Fills a gap in when it is this one's turn; nothing if that did not come.
+    async fn fill_in_turn(
+        &self,
+        room: &RoomId,
+        user: &UserId,
+        gap: &Gap,
+    ) -> Result<Option<bool>, StoreError> {
+        // Events of a room whose members are not known would have to be decided again.
+        self.was_partial(room).await?;
+        // Whoever waits for others at the same room holds no place.
+        let _room = self.histories.rooms.of(room).await;
+        let Ok(_turn) = self.histories.turns.take(user.to_owned()).await else { return Ok(None) };
+        self.fill_in(room, user, gap).await.map(Some)
+    }
+
     async fn fill_in(&self, room: &RoomId, user: &UserId, gap: &Gap) -> Result<bool, StoreError> {
         // Another reader may have filled it in, or a part of it.
         let Some(gap) = self.rooms.last_gap(room, gap.at).await?.filter(|now| now.at.anchor == gap.at.anchor)
@@ -149,7 +265,7 @@ impl Parts {
         if events.is_empty() {
             return Err(Unfilled::Nothing);
         }
-        let source = Source { parts: self, info, server, client: &client };
+        let mut source = Source { parts: self, info, server, client: &client, states: 0, whole_states: 0 };
         for _ in 0..ROUNDS_MAX {
             match self.rooms.receive_backfill(room, gap.at, &events).await? {
                 Filled::Done { placed: 0, gap: Some(still) } if still == *gap => {
@@ -158,6 +274,10 @@ impl Parts {
                 Filled::Done { placed, .. } => return Ok(placed),
                 Filled::NeedsState(before) => {
                     for event in before {
+                        if source.states >= STATES_MAX {
+                            events.retain(|filling| *filling.event.pdu().event_id() != event);
+                            continue;
+                        }
                         let state = source.state_before(&event).await?;
                         let filling =
                             events.iter_mut().find(|filling| *filling.event.pdu().event_id() == event);
@@ -183,12 +303,16 @@ struct Source<'a> {
     info: &'a RoomInfo,
     server: &'a ServerName,
     client: &'a Client,
+    /// How many states it was asked for, and how many of them whole.
+    states: usize,
+    whole_states: usize,
 }
 
 impl Source<'_> {
     /// The state before an event, all of it held as outliers.
-    async fn state_before(&self, event: &OwnedEventId) -> Result<Vec<OwnedEventId>, Unfilled> {
+    async fn state_before(&mut self, event: &OwnedEventId) -> Result<Vec<OwnedEventId>, Unfilled> {
         let room = &self.info.room_id;
+        self.states += 1;
         let ids = self.client.state_ids(self.server, room, event).await?;
         let all: BTreeSet<&OwnedEventId> = ids.pdu_ids.iter().chain(&ids.auth_chain_ids).collect();
         let mut missing = Vec::new();
@@ -198,6 +322,11 @@ impl Source<'_> {
             }
         }
         if missing.len() > SINGLE_EVENTS_MAX {
+            if self.whole_states >= WHOLE_STATES_MAX {
+                return Err(Unfilled::TooMuch);
+            }
+            self.whole_states += 1;
+            let _place = self.parts.histories.whole_states.acquire().await;
             let state = self.client.state(self.server, room, event).await?;
             self.hold(state.auth_chain.into_iter().chain(state.pdus).collect()).await?;
         } else {

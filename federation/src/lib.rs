@@ -8,6 +8,7 @@
 
 mod access;
 pub mod addresses;
+pub mod allowance;
 pub mod client;
 mod destinations;
 pub mod discovery;
@@ -25,7 +26,9 @@ pub mod network;
 mod policy;
 pub mod sender;
 pub mod server_name;
+pub mod shares;
 pub mod tables;
+pub mod turns;
 pub mod verify;
 pub mod well_known;
 pub mod x_matrix;
@@ -34,7 +37,9 @@ pub use access::{Access, AccessDenied};
 pub use client::{Client, Json, RemoteError, RequestError};
 pub use destinations::{Destinations, EARLY_EVERY, Patience};
 pub use federation::{Claim, Federation, FederationOptions, Refused, SIGNATURES_MAX};
-pub use history::HISTORY_TIME;
+pub use history::{
+    FILL_TIME, FILLS_AT_ONCE, FILLS_MAX, FILLS_OF_A_USER, GAP_RESTS, HISTORY_TIME, STATES_MAX,
+};
 pub use https::{Https, HttpsError, HttpsOptions, REDIRECTS_MAX, REQUESTS_AT_ONCE, WELL_KNOWN_LIMITS};
 pub use inbound::Inbound;
 pub use key_store::{
@@ -44,7 +49,7 @@ pub use key_store::{
     STRANGERS_AT_ONCE, VALID_AT_MOST_MS,
 };
 pub use keys::{KeyError, OldKeyError, OldVerifyKey, load_or_create_key, published_keys, server_keys};
-pub use lookups::{LOOKUPS_AT_ONCE, PROFILE_TIME};
+pub use lookups::{Asker, LOOKUPS_AT_ONCE, PROFILE_TIME, UNREACHABLE_TIME};
 pub use membership::{RemoteRoomError, RemoteRooms};
 pub use network::{Limits, Network, NetworkError};
 pub use policy::{ASKED_AT_ONCE, JUDGING_TIME, Policy};

@@ -1,21 +1,29 @@
 //! What our users ask about things of other servers: who is behind an alias, a profile, a list of rooms.
-//! * So many questions are open at once and no more: whoever asks in masses waits for their own.
+//! * So many questions are open at once and no more. Of the free places each asker has a share, and each server that is
+//!   asked ([`Shares`]): neither one client nor one slow server takes all of them. Who finds none comes again.
+//! * A server that could not be reached is not asked again for a moment, whoever wants to know.
 //! * Profiles are remembered for a moment, as clients ask for the same ones again and again.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use quick_cache::sync::Cache;
-use ruma::{OwnedUserId, RoomAliasId, ServerName, UserId};
+use ruma::{OwnedServerName, OwnedUserId, RoomAliasId, ServerName, UserId};
 use serde_json::{Map, Value};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
 use crate::{
     client::{DirectoryAnswer, Json, RequestError},
     membership::RemoteRooms,
+    network::NetworkError,
+    shares::{Share, Shares, network_of},
 };
 
-/// Questions to other servers that are open at once.
+/// Questions to other servers that are open at once: each may hold an answer of some mebibytes.
 pub const LOOKUPS_AT_ONCE: usize = 64;
+/// A server that could not be reached is not asked again for so long: a client asks again and again.
+pub const UNREACHABLE_TIME: Duration = Duration::from_secs(20);
+/// Servers of which it is remembered that they could not be reached.
+const UNREACHABLE_KEPT: usize = 1000;
 /// How long a profile is remembered.
 pub const PROFILE_TIME: Duration = Duration::from_secs(60);
 /// Profiles that are remembered.
@@ -25,25 +33,83 @@ const PROFILE_BYTES_MAX: usize = 128 * 1024;
 /// Servers of a room that an alias may name.
 const ALIAS_SERVERS_MAX: usize = 50;
 
-/// What is remembered of other servers' answers.
+/// Who wants to know something of another server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Asker {
+    /// A user of ours.
+    User(OwnedUserId),
+    /// Nobody known, from this address.
+    Address(IpAddr),
+}
+
+/// A place for one question.
+struct Place {
+    _of_asker: Share<Asker>,
+    _of_server: Share<OwnedServerName>,
+}
+
+/// What is remembered of other servers' answers, and who waits for one.
 pub(crate) struct Lookups {
-    places: Semaphore,
+    askers: Shares<Asker>,
+    servers: Shares<OwnedServerName>,
+    unreachable: Cache<OwnedServerName, (Instant, NetworkError)>,
     profiles: Cache<OwnedUserId, (Instant, Arc<Map<String, Value>>)>,
 }
 
 impl Default for Lookups {
     fn default() -> Self {
-        Self { places: Semaphore::new(LOOKUPS_AT_ONCE), profiles: Cache::new(PROFILES_KEPT) }
+        Self {
+            askers: Shares::new(LOOKUPS_AT_ONCE),
+            servers: Shares::new(LOOKUPS_AT_ONCE),
+            unreachable: Cache::new(UNREACHABLE_KEPT),
+            profiles: Cache::new(PROFILES_KEPT),
+        }
+    }
+}
+
+impl Lookups {
+    /// A place for a question to a server.
+    fn enter(&self, asker: &Asker, server: &ServerName) -> Result<Place, RequestError> {
+        if let Some((since, error)) = self.unreachable.get(server)
+            && since.elapsed() < UNREACHABLE_TIME
+        {
+            return Err(error.into());
+        }
+        let asker = match asker {
+            Asker::Address(address) => Asker::Address(network_of(*address)),
+            user @ Asker::User(_) => user.clone(),
+        };
+        let of_asker = self.askers.take(asker, 1).ok_or(NetworkError::Busy)?;
+        let of_server = self.servers.take(server.to_owned(), 1).ok_or(NetworkError::Busy)?;
+        Ok(Place { _of_asker: of_asker, _of_server: of_server })
+    }
+
+    /// Remembers who cannot be reached.
+    fn note<T>(&self, server: &ServerName, answer: Result<T, RequestError>) -> Result<T, RequestError> {
+        match &answer {
+            Err(RequestError::Network(error)) if *error != NetworkError::Busy => {
+                self.unreachable.insert(server.to_owned(), (Instant::now(), error.clone()));
+            }
+            _ => {
+                self.unreachable.remove(server);
+            }
+        }
+        answer
     }
 }
 
 impl RemoteRooms {
     /// The room behind an alias of another server, and servers in it, that of the alias first if it is one.
-    pub async fn resolve_alias(&self, alias: &RoomAliasId) -> Result<DirectoryAnswer, RequestError> {
-        let _place = self.lookups().places.acquire().await;
+    pub async fn resolve_alias(
+        &self,
+        asker: &Asker,
+        alias: &RoomAliasId,
+    ) -> Result<DirectoryAnswer, RequestError> {
         let server = alias.server_name();
+        let _place = self.lookups().enter(asker, server)?;
         let client = self.federation().client().even_if_failing();
-        let mut answer = client.query_directory(server, alias).await?;
+        let answer = client.query_directory(server, alias).await;
+        let mut answer = self.lookups().note(server, answer)?;
         answer.servers.truncate(ALIAS_SERVERS_MAX);
         if let Some(place) = answer.servers.iter().position(|named| named == server) {
             answer.servers[..=place].rotate_right(1);
@@ -52,18 +118,20 @@ impl RemoteRooms {
     }
 
     /// The profile of a user of another server.
-    pub async fn profile(&self, user: &UserId) -> Result<Arc<Map<String, Value>>, RequestError> {
+    pub async fn profile(
+        &self,
+        asker: &Asker,
+        user: &UserId,
+    ) -> Result<Arc<Map<String, Value>>, RequestError> {
         let lookups = self.lookups();
         let held = |(since, profile): (Instant, Arc<_>)| (since.elapsed() < PROFILE_TIME).then_some(profile);
         if let Some(profile) = lookups.profiles.get(user).and_then(held) {
             return Ok(profile);
         }
-        let _place = lookups.places.acquire().await;
-        // Who waited here may find the answer of another.
-        if let Some(profile) = lookups.profiles.get(user).and_then(held) {
-            return Ok(profile);
-        }
-        let answer = self.federation().client().query_profile(user.server_name(), user, None).await?;
+        let server = user.server_name();
+        let _place = lookups.enter(asker, server)?;
+        let answer = self.federation().client().query_profile(server, user, None).await;
+        let answer = lookups.note(server, answer)?;
         let profile: Map<String, Value> =
             answer.parse().map_err(|error| RequestError::Malformed(error.to_string()))?;
         let profile = Arc::new(profile);
@@ -74,15 +142,21 @@ impl RemoteRooms {
     }
 
     /// A page of another server's list of public rooms; `filter` is the body of the question.
-    pub async fn public_rooms(&self, server: &ServerName, filter: &str) -> Result<Json, RequestError> {
+    pub async fn public_rooms(
+        &self,
+        asker: &Asker,
+        server: &ServerName,
+        filter: &str,
+    ) -> Result<Json, RequestError> {
         #[derive(serde::Deserialize)]
         struct Page {
             #[serde(rename = "chunk")]
             _chunk: Vec<serde::de::IgnoredAny>,
         }
-        let _place = self.lookups().places.acquire().await;
+        let _place = self.lookups().enter(asker, server)?;
         let client = self.federation().client().even_if_failing();
-        let answer = client.public_rooms(server, filter).await?;
+        let answer = client.public_rooms(server, filter).await;
+        let answer = self.lookups().note(server, answer)?;
         answer.parse::<Page>().map_err(|error| RequestError::Malformed(error.to_string()))?;
         Ok(answer)
     }

@@ -2,7 +2,8 @@
 //! * Each event stands for itself: a bad one is named and spoils no other.
 //! * A few events are checked at once; many in chunks on threads of their own, as many at a time as there are cores,
 //!   whoever asks. Waiting for keys holds no such thread.
-//! * Nothing is known of an event that was refused but, where it could be computed, its ID.
+//! * Nothing is known of an event that was refused but, where it could be computed, its ID, and whether it was refused
+//!   only because nobody could be asked for keys.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use futures_util::{StreamExt as _, stream};
 use hearth_dag::{ReceivedPdu, Rejection, RoomRules, ServerKeys, VerifiedPdu};
 use hearth_rooms::on_a_thread;
 use hearth_store::StoreError;
-use ruma::OwnedEventId;
+use ruma::{OwnedEventId, ServerName};
 use tokio::sync::Semaphore;
 
 use crate::{client::Json, federation::Federation, key_store::KeyNeeds};
@@ -30,6 +31,8 @@ pub struct BadPdu {
     pub event_id: Option<OwnedEventId>,
     /// What is wrong with it.
     pub why: Rejection,
+    /// The keys to check it with could not be had at the moment: it may be good, and can be judged later.
+    pub unsure: bool,
 }
 
 /// An event as it came, with the rules of the room that it says to belong to.
@@ -105,7 +108,17 @@ impl Federation {
     /// Events of several rooms: reads them, looks up all keys that they need at once, checks signatures and hashes.
     pub async fn verify_each(&self, raw: Vec<Raw>) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
         let read = self.checkers().map(raw, |(rules, pdu)| read(rules, &pdu)).await?;
-        self.verify_read(read).await
+        self.verify_read(read, None).await
+    }
+
+    /// The same for events that a server gave us: it is because of that one that their keys are looked up.
+    pub async fn verify_each_of(
+        &self,
+        server: &ServerName,
+        raw: Vec<Raw>,
+    ) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
+        let read = self.checkers().map(raw, |(rules, pdu)| read(rules, &pdu)).await?;
+        self.verify_read(read, Some(server)).await
     }
 
     /// The same for events that were read already.
@@ -113,7 +126,7 @@ impl Federation {
         &self,
         events: Vec<(&'static RoomRules, ReceivedPdu)>,
     ) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
-        self.verify_read(events.into_iter().map(Ok).collect()).await
+        self.verify_read(events.into_iter().map(Ok).collect(), None).await
     }
 
     /// What is known of the keys that the signatures of these events need, after asking for what is missing.
@@ -128,22 +141,51 @@ impl Federation {
         self.keys().keys_for(&needs).await
     }
 
-    async fn verify_read(&self, read: Vec<Read>) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
-        let good = read.iter().flatten().map(|(rules, pdu)| (*rules, pdu));
-        let keys = self.keys_of_pdus(good).await?;
-        self.checkers().map(read, move |read| check(read, &keys)).await
+    async fn verify_read(
+        &self,
+        read: Vec<Read>,
+        server: Option<&ServerName>,
+    ) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
+        let mut needs = KeyNeeds::new();
+        for (rules, pdu) in read.iter().flatten() {
+            needs.add_pdu(rules, pdu);
+        }
+        if let Some(server) = server {
+            needs = needs.because_of(server);
+        }
+        let since_ms = self.keys().now_ms();
+        let keys = self.keys().keys_for(&needs).await?;
+        let mut unsure = Vec::new();
+        if self.keys().could_come_later(&needs, since_ms).await? {
+            for read in &read {
+                let Ok((rules, pdu)) = read else {
+                    unsure.push(false);
+                    continue;
+                };
+                let mut needs = KeyNeeds::new();
+                needs.add_pdu(rules, pdu);
+                unsure.push(self.keys().could_come_later(&needs, since_ms).await?);
+            }
+        }
+        let mut checked = self.checkers().map(read, move |read| check(read, &keys)).await?;
+        for (checked, unsure) in checked.iter_mut().zip(unsure) {
+            if let Err(bad) = checked {
+                bad.unsure = unsure && matches!(bad.why, Rejection::MissingSignature { .. });
+            }
+        }
+        Ok(checked)
     }
 }
 
 fn read(rules: &'static RoomRules, pdu: &Json) -> Read {
     match ReceivedPdu::parse(rules, pdu.get()) {
         Ok(pdu) => Ok((rules, pdu)),
-        Err(why) => Err(BadPdu { event_id: None, why }),
+        Err(why) => Err(BadPdu { event_id: None, why, unsure: false }),
     }
 }
 
 fn check(read: Read, keys: &ServerKeys) -> Result<VerifiedPdu, BadPdu> {
     let (rules, pdu) = read?;
     let event_id = pdu.pdu().event_id().to_owned();
-    pdu.verify(rules, keys).map_err(|why| BadPdu { event_id: Some(event_id), why })
+    pdu.verify(rules, keys).map_err(|why| BadPdu { event_id: Some(event_id), why, unsure: false })
 }

@@ -3,10 +3,13 @@
 
 mod world;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use hearth_dag::{LocalServers, Signer};
-use hearth_federation::{RemoteRoomError, RemoteRooms};
+use hearth_federation::{
+    RemoteRoomError, RemoteRooms,
+    membership::{JOIN_BYTES, JOINS_AT_ONCE, JOINS_OF_A_USER, JOINS_THROUGH_A_SERVER},
+};
 use hearth_rooms::{Join, Profile, Rooms, RoomsOptions, SystemClock};
 use hearth_store::Store;
 use http::Request;
@@ -161,4 +164,80 @@ async fn a_join_ends_also_when_nobody_answers() {
     let start = tokio::time::Instant::now();
     RemoteRooms::start(federation, rooms).join(join, via).await.unwrap_err();
     assert!(start.elapsed().as_secs() <= 60, "{:?}", start.elapsed());
+}
+
+/// Rooms of a server that lets joins begin and takes its time to answer them.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_never_ends_a_join_holds_up_no_other() {
+    let world = World::new();
+    let (make, slow) = (template().to_string(), Duration::from_secs(40));
+    for server in ["slow.test", "slow2.test"] {
+        let make = make.clone();
+        world.answers(server, move |request: &Request<_>| {
+            let path = request.uri().path();
+            let user = path.rsplit('/').next().unwrap().replace("%40", "@").replace("%3A", ":");
+            let room = path.split('/').nth(5).unwrap().replace("%21", "!").replace("%3A", ":");
+            let made = make.replace("@alice:here.test", &user).replace("!r:far.test", &room);
+            if path.contains("/make_join/") { ok(made) } else { ok("{}") }
+        });
+        world.delays.lock().insert(server.to_owned(), slow);
+    }
+    resident(&world, "far.test", &template(), &json!({}));
+    let (remote, join) = here(&world).await;
+    let mut joining = tokio::task::JoinSet::new();
+    for number in 0..4 * JOINS_AT_ONCE {
+        let user = ruma::UserId::parse(format!("@u{number}:here.test")).unwrap();
+        let room = ruma::RoomId::parse(format!("!r{number}:slow.test")).unwrap();
+        let (remote, join) = (remote.clone(), Join { room, user, ..join.clone() });
+        joining.spawn(async move { remote.join(join, vec![name("slow.test")]).await });
+    }
+    // They have their templates, and some of them wait for the room.
+    tokio::time::sleep(slow + Duration::from_secs(5)).await;
+    assert_eq!(asked(&world, "send_join"), JOINS_THROUGH_A_SERVER);
+    let started = tokio::time::Instant::now();
+    let error = remote.join(join.clone(), vec![name("far.test")]).await.unwrap_err();
+    assert!(matches!(error, RemoteRoomError::NobodyHelps { asked: 1, .. }), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    joining.shutdown().await;
+}
+
+/// One user, very many rooms.
+#[tokio::test(start_paused = true)]
+async fn a_user_joins_few_rooms_at_once() {
+    let world = World::new();
+    let (remote, join) = here(&world).await;
+    let mut joining = tokio::task::JoinSet::new();
+    for number in 0..50 {
+        let room = ruma::RoomId::parse(format!("!r{number}:n{number}.tarpit.test")).unwrap();
+        let (remote, join) = (remote.clone(), Join { room, ..join.clone() });
+        joining.spawn(async move { remote.join(join, Vec::new()).await });
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(asked(&world, "make_join"), JOINS_OF_A_USER);
+    let mut busy = 0;
+    while let Some(Ok(Err(RemoteRoomError::Busy(_)))) = joining.try_join_next() {
+        busy += 1;
+    }
+    assert!(busy > 0, "the line is bounded");
+    joining.shutdown().await;
+}
+
+/// An answer that is larger than ordinary ones is asked for again, with a place that few have.
+#[tokio::test(start_paused = true)]
+async fn a_large_answer_is_asked_for_in_its_turn() {
+    let world = World::new();
+    let (make, times) = (template().to_string(), Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+    world.answers("far.test", move |request: &Request<_>| {
+        if request.uri().path().contains("/make_join/") {
+            return ok(make.clone());
+        }
+        match times.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+            0 => Err(hearth_federation::NetworkError::TooLarge { max_bytes: JOIN_BYTES }),
+            _ => ok("{}"),
+        }
+    });
+    let (remote, join) = here(&world).await;
+    let error = remote.join(join, vec![name("far.test")]).await.unwrap_err();
+    assert!(matches!(error, RemoteRoomError::NobodyHelps { asked: 1, .. }), "{error}");
+    assert_eq!(asked(&world, "send_join"), 2);
 }

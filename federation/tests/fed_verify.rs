@@ -58,10 +58,12 @@ async fn each_event_is_judged_for_itself_and_keeps_its_place() {
     assert!(matches!(&verified[1], Err(BadPdu { event_id: None, .. })));
     let bad = |at: usize| verified[at].clone().unwrap_err();
     let unsigned = |server: &str| Rejection::MissingSignature { server: name(server) };
-    assert_eq!(bad(2), BadPdu { event_id: Some(forged.event_id().to_owned()), why: unsigned("a.test") });
+    let forged = Some(forged.event_id().to_owned());
+    assert_eq!(bad(2), BadPdu { event_id: forged, why: unsigned("a.test"), unsure: false });
     assert!(verified[3].as_ref().unwrap().is_redacted(), "what was not signed is gone from it");
     assert_eq!(verified[3].as_ref().unwrap().pdu().content_json(), "{}");
     assert_eq!(bad(4).why, unsigned("gone.test"));
+    assert!(bad(4).unsure, "nobody could be asked");
     assert_eq!(bad(5).why, Rejection::BadSignature { server: name("a.test") });
 }
 
@@ -106,4 +108,31 @@ async fn events_of_rooms_of_several_versions_go_together() {
         assert_eq!(verified.as_ref().unwrap().pdu(), pdu);
     }
     assert_eq!(world.times_asked("a.test"), 1);
+}
+
+/// Servers that send events of servers which never answer: the keys of others are fetched all the same.
+#[tokio::test(start_paused = true)]
+async fn whose_events_need_keys_of_silent_servers_holds_up_no_other() {
+    let (world, store) = (World::new(), Store::memory().await);
+    world.publishes("a.test", "1", &[]);
+    let here = world.federation("here.test", &store, |_| ());
+    let rules = rules(RoomVersionId::V11);
+    let mut checking = tokio::task::JoinSet::new();
+    for origin in 0..5 {
+        let events = (0..50).map(|number| {
+            let server = format!("n{number}o{origin}.tarpit.test");
+            (rules, Json::from(raw(pdu(rules, &server, &key(&server, "1"), "x").json())))
+        });
+        let (here, events) = (here.clone(), events.collect());
+        checking.spawn(async move { here.verify_each_of(&name(&format!("o{origin}.test")), events).await });
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let good = vec![(rules, Json::from(raw(pdu(rules, "a.test", &key("a.test", "1"), "x").json())))];
+    let other = name("other.test");
+    let checked = tokio::time::timeout(std::time::Duration::from_secs(5), here.verify_each_of(&other, good));
+    assert!(checked.await.expect("it does not wait for them").unwrap()[0].is_ok());
+    while let Some(checked) = checking.join_next().await {
+        let checked = checked.unwrap().unwrap();
+        assert!(checked.iter().all(|event| event.as_ref().is_err_and(|bad| bad.unsure)));
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use hearth_federation::RemoteRooms;
+use hearth_federation::{Asker, RemoteRooms};
 use hearth_rooms::{AliasError, Rooms, read::Reader};
 use hearth_users::Users;
 use http::StatusCode;
@@ -22,7 +22,9 @@ use super::{
 };
 use crate::{
     config::Config,
-    http::{ApiResult, LocalUser, MatrixError, PathArgs, RateClass, Route, Routes, Ruma, Specimen},
+    http::{
+        ApiResult, LocalUser, MatrixError, PathArgs, RateClass, RequestFacts, Route, Routes, Ruma, Specimen,
+    },
 };
 
 /// Servers of a room that are told with its alias.
@@ -82,6 +84,7 @@ pub fn routes(routes: &mut Routes) {
 pub async fn locate(
     rooms: &Rooms,
     remote: &RemoteRooms,
+    user: &LocalUser,
     named: OwnedRoomOrAliasId,
     mut via: Vec<OwnedServerName>,
 ) -> Result<(OwnedRoomId, Vec<OwnedServerName>), MatrixError> {
@@ -92,7 +95,7 @@ pub async fn locate(
     if rooms.servers().is_local(alias.server_name()) {
         return Ok((room_of_alias(rooms, &alias).await?, via));
     }
-    let found = remote.resolve_alias(&alias).await?;
+    let found = remote.resolve_alias(&Asker::User(user.user_id.clone()), &alias).await?;
     for server in found.servers {
         if !via.contains(&server) {
             via.push(server);
@@ -128,10 +131,11 @@ async fn resolve(
     State(rooms): State<Rooms>,
     State(remote): State<RemoteRooms>,
     State(config): State<Arc<Config>>,
+    facts: RequestFacts,
     PathArgs((alias,)): PathArgs<(OwnedRoomAliasId,)>,
 ) -> ApiResult<get_alias::v3::Response> {
     if !rooms.servers().is_local(alias.server_name()) {
-        let found = remote.resolve_alias(&alias).await?;
+        let found = remote.resolve_alias(&Asker::Address(facts.client.0), &alias).await?;
         return Ok(Ruma(get_alias::v3::Response::new(found.room_id, found.servers)));
     }
     let room = room_of_alias(&rooms, &alias).await?;

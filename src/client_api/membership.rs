@@ -164,7 +164,8 @@ async fn join(
     Query(query): Query<Vec<(String, String)>>,
     Ruma(request): Ruma<join_room_by_id_or_alias::v3::Request>,
 ) -> ApiResult<join_room_by_id_or_alias::v3::Response> {
-    let (room, servers) = directory::locate(&rooms, &remote, request.room_id_or_alias, via(query)).await?;
+    let (room, servers) =
+        directory::locate(&rooms, &remote, &user, request.room_id_or_alias, via(query)).await?;
     let room = join_room(&remote, &users, user, room, servers, request.reason).await?;
     Ok(Ruma(join_room_by_id_or_alias::v3::Response::new(room)))
 }
@@ -191,7 +192,8 @@ async fn knock(
     Query(query): Query<Vec<(String, String)>>,
     Ruma(request): Ruma<knock_room::v3::Request>,
 ) -> ApiResult<knock_room::v3::Response> {
-    let (room, servers) = directory::locate(&rooms, &remote, request.room_id_or_alias, via(query)).await?;
+    let (room, servers) =
+        directory::locate(&rooms, &remote, &user, request.room_id_or_alias, via(query)).await?;
     let profile = profile(&users, &user.user_id).await?;
     let knock = Knock { room: room.clone(), user: user.user_id, profile, reason: request.reason };
     remote.knock(knock, servers).await?;

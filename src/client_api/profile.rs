@@ -3,7 +3,7 @@
 use axum::extract::State;
 use futures_util::StreamExt as _;
 use hearth_dag::LocalServers;
-use hearth_federation::RemoteRooms;
+use hearth_federation::{Asker, RemoteRooms};
 use hearth_users::{Profile, ProfileChange, Users};
 use http::Method;
 use ruma::{
@@ -16,8 +16,8 @@ use super::account_data::only_own;
 use crate::{
     app::App,
     http::{
-        Auth, JsonBody, JsonResult, LocalUser, MatrixError, PathArgs, RateClass, RawJson, Route, Routes,
-        Specimen,
+        Auth, JsonBody, JsonResult, LocalUser, MatrixError, PathArgs, RateClass, RawJson, RequestFacts,
+        Route, Routes, Specimen,
     },
 };
 
@@ -61,10 +61,11 @@ async fn read(
     State(users): State<Users>,
     State(remote): State<RemoteRooms>,
     State(local): State<LocalServers>,
+    facts: RequestFacts,
     PathArgs((user_id,)): PathArgs<(OwnedUserId,)>,
 ) -> JsonResult {
     if !local.is_local(user_id.server_name()) {
-        return RawJson::of(&*remote.profile(&user_id).await?);
+        return RawJson::of(&*remote.profile(&Asker::Address(facts.client.0), &user_id).await?);
     }
     RawJson::of(profile_of(&users, &user_id).await?.fields())
 }
@@ -74,11 +75,12 @@ async fn read_field(
     State(users): State<Users>,
     State(remote): State<RemoteRooms>,
     State(local): State<LocalServers>,
+    facts: RequestFacts,
     PathArgs((user_id, field)): PathArgs<(OwnedUserId, String)>,
 ) -> JsonResult {
     let value = match local.is_local(user_id.server_name()) {
         true => profile_of(&users, &user_id).await?.field(&field).cloned(),
-        false => remote.profile(&user_id).await?.get(&field).cloned(),
+        false => remote.profile(&Asker::Address(facts.client.0), &user_id).await?.get(&field).cloned(),
     };
     match value {
         Some(value) => RawJson::of(&json!({ field: value })),

@@ -1,6 +1,7 @@
 //! The list of public rooms, and short descriptions of single rooms for those who are not in them.
 
 use axum::extract::{FromRef, State};
+use hearth_federation::Asker;
 use hearth_rooms::{Membership, Rooms, read::Reader, tables::PUBLIC_ROOMS};
 use hearth_store::{Order, Store};
 use ruma::{
@@ -17,8 +18,8 @@ use crate::{
     app::App,
     config::Config,
     http::{
-        JsonBody, JsonResult, LocalUser, MatrixError, PathArgs, Query, RateClass, RawJson, Route, Routes,
-        Specimen,
+        JsonBody, JsonResult, LocalUser, MatrixError, PathArgs, Query, RateClass, RawJson, RequestFacts,
+        Route, Routes, Specimen,
     },
     summaries::{Filter, Page, Summaries, Summary},
 };
@@ -67,14 +68,14 @@ struct SearchBody {
 }
 
 /// `GET /_matrix/client/v3/publicRooms`
-async fn public_rooms(app: State<App>, Query(query): Query<ListQuery>) -> JsonResult {
-    list(&app, query, &Filter::default()).await
+async fn public_rooms(app: State<App>, facts: RequestFacts, Query(query): Query<ListQuery>) -> JsonResult {
+    list(&app, &Asker::Address(facts.client.0), query, &Filter::default()).await
 }
 
 /// `POST /_matrix/client/v3/publicRooms`
 async fn search_public_rooms(
     app: State<App>,
-    _: LocalUser,
+    user: LocalUser,
     Query(query): Query<ListQuery>,
     JsonBody(body): JsonBody<SearchBody>,
 ) -> JsonResult {
@@ -83,18 +84,18 @@ async fn search_public_rooms(
         return RawJson::of(&serde_json::json!({ "chunk": [], "total_room_count_estimate": 0 }));
     }
     let query = ListQuery { limit: body.limit, since: body.since, server: query.server };
-    list(&app, query, &body.filter).await
+    list(&app, &Asker::User(user.user_id), query, &body.filter).await
 }
 
 /// Published rooms looked at.
 const MAX_LISTED: usize = 50_000;
 
-async fn list(app: &App, query: ListQuery, filter: &Filter) -> JsonResult {
+async fn list(app: &App, asker: &Asker, query: ListQuery, filter: &Filter) -> JsonResult {
     if let Some(server) = query.server.as_deref().filter(|server| !server.is_empty()) {
         let server = ServerName::parse(server)
             .map_err(|error| MatrixError::invalid_param(format!("server: {error}")))?;
         if !app.local_servers.is_local(&server) {
-            return list_of(app, &server, &query, filter).await;
+            return list_of(app, asker, &server, &query, filter).await;
         }
     }
     let store = Store::from_ref(app);
@@ -109,7 +110,13 @@ async fn list(app: &App, query: ListQuery, filter: &Filter) -> JsonResult {
 }
 
 /// The list of another server, as that one gives it.
-async fn list_of(app: &App, server: &ServerName, query: &ListQuery, filter: &Filter) -> JsonResult {
+async fn list_of(
+    app: &App,
+    asker: &Asker,
+    server: &ServerName,
+    query: &ListQuery,
+    filter: &Filter,
+) -> JsonResult {
     #[derive(Serialize)]
     struct Question<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,7 +127,7 @@ async fn list_of(app: &App, server: &ServerName, query: &ListQuery, filter: &Fil
     }
     let question = Question { limit: query.limit, since: query.since.as_deref(), filter };
     let question = serde_json::to_string(&question).map_err(MatrixError::internal)?;
-    let answer = app.remote_rooms.public_rooms(server, &question).await?;
+    let answer = app.remote_rooms.public_rooms(asker, server, &question).await?;
     Ok(answer.get().to_owned().into())
 }
 

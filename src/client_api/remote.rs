@@ -3,7 +3,9 @@
 //!   can log a user out or make a client do anything but tell its user.
 //! * A server that cannot be reached is a 502; a room that nobody is known to be in is a 404.
 
-use hearth_federation::{RemoteError, RemoteRoomError, RequestError};
+use std::time::Duration;
+
+use hearth_federation::{NetworkError, RemoteError, RemoteRoomError, RequestError};
 use http::StatusCode;
 
 use crate::http::MatrixError;
@@ -20,6 +22,9 @@ const PASSED_ON: [(&str, StatusCode); 9] = [
     ("M_UNABLE_TO_GRANT_JOIN", StatusCode::BAD_REQUEST),
     ("M_UNSUPPORTED_ROOM_VERSION", StatusCode::BAD_REQUEST),
 ];
+
+/// When to come again where too much is asked of other servers already: they answer within seconds, or not at all.
+const BUSY: Duration = Duration::from_secs(5);
 
 /// Another server failed, or says what no client can make use of.
 fn bad_gateway(message: impl Into<String>) -> MatrixError {
@@ -49,6 +54,7 @@ impl From<RemoteRoomError> for MatrixError {
             RemoteRoomError::NobodyHelps { .. } => bad_gateway(message),
             RemoteRoomError::Refused { server, error } => refusal(server.as_str(), &error),
             RemoteRoomError::Timeout => Self::new(StatusCode::GATEWAY_TIMEOUT, "M_UNKNOWN", message),
+            RemoteRoomError::Busy(crowded) => Self::limit_exceeded(crowded.retry_after),
             RemoteRoomError::UnknownVersion(version) => {
                 Self::new(StatusCode::BAD_REQUEST, "M_INCOMPATIBLE_ROOM_VERSION", message)
                     .with("room_version", version.as_str())
@@ -66,6 +72,7 @@ impl From<RequestError> for MatrixError {
         match error {
             RequestError::Remote(error) => refusal("the other server", &error),
             RequestError::Store(error) => error.into(),
+            RequestError::Network(NetworkError::Busy) => Self::limit_exceeded(BUSY),
             RequestError::Local(_) => Self::not_found("this server has no such thing"),
             RequestError::Access(error) => Self::forbidden(error.to_string()),
             error => bad_gateway(format!("the other server did not answer: {error}")),

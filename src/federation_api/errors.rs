@@ -1,5 +1,6 @@
 //! What other servers are refused, in the specification's words.
 
+use hearth_federation::{inbound::InviteLimit, turns::Crowded};
 use hearth_rooms::{
     OutOfBandError,
     serve::{HandshakeError, InviteRefusal, QueryError},
@@ -30,6 +31,21 @@ impl From<HandshakeError> for MatrixError {
             HandshakeError::Invalid(_) => Self::bad_json(message),
             HandshakeError::UnknownReferences => Self::unknown(message),
             HandshakeError::Write(error) => error.into(),
+        }
+    }
+}
+
+impl From<Crowded> for MatrixError {
+    fn from(crowded: Crowded) -> Self {
+        Self::limit_exceeded(crowded.retry_after)
+    }
+}
+
+impl From<InviteLimit> for MatrixError {
+    fn from(limit: InviteLimit) -> Self {
+        match limit {
+            InviteLimit::Crowded(crowded) => crowded.into(),
+            InviteLimit::Store(error) => error.into(),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use hearth_dag::Pdu;
+use hearth_federation::Inbound;
 use hearth_rooms::{
     Rooms,
     read::Direction,
@@ -26,6 +27,8 @@ use crate::{
 
 /// Events of an answer to `get_missing_events` where nobody says how many.
 const MISSING_DEFAULT: u64 = 10;
+/// An event that is told by its id counts as so many bytes: it is looked for like the event itself.
+const ID_WEIGHS: usize = 256;
 
 /// The chapter's endpoints.
 pub fn routes(routes: &mut Routes) {
@@ -69,45 +72,56 @@ struct AtEvent {
 /// `GET /_matrix/federation/v1/state/{roomId}`
 async fn state(
     State(rooms): State<Rooms>,
+    State(inbound): State<Inbound>,
     server: RemoteServer,
     PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
     Query(at): Query<AtEvent>,
 ) -> JsonResult {
     room_for(&rooms, &room, &server.origin).await?;
+    let answering = inbound.answering(&server.origin).await?;
     let asked = Asked { origin: &server.origin, room: &room, event: &at.event_id };
     let state = rooms.state_for_peer(asked).await?;
     let (chain, pdus) = (list_of(&state.auth_chain), list_of(&state.pdus));
+    answering.weighs(chain.len() + pdus.len());
     Ok(format!(r#"{{"auth_chain":{chain},"pdus":{pdus}}}"#).into())
 }
 
 /// `GET /_matrix/federation/v1/state_ids/{roomId}`
 async fn state_ids(
     State(rooms): State<Rooms>,
+    State(inbound): State<Inbound>,
     server: RemoteServer,
     PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
     Query(at): Query<AtEvent>,
 ) -> JsonResult {
     room_for(&rooms, &room, &server.origin).await?;
+    let answering = inbound.answering(&server.origin).await?;
     let asked = Asked { origin: &server.origin, room: &room, event: &at.event_id };
     let state = rooms.state_ids_for_peer(asked).await?;
+    answering.weighs((state.auth_chain_ids.len() + state.pdu_ids.len()) * ID_WEIGHS);
     RawJson::of(&json!({ "auth_chain_ids": state.auth_chain_ids, "pdu_ids": state.pdu_ids }))
 }
 
 /// `GET /_matrix/federation/v1/event_auth/{roomId}/{eventId}`
 async fn event_auth(
     State(rooms): State<Rooms>,
+    State(inbound): State<Inbound>,
     server: RemoteServer,
     PathArgs((room, event)): PathArgs<(OwnedRoomId, OwnedEventId)>,
 ) -> JsonResult {
     room_for(&rooms, &room, &server.origin).await?;
+    let answering = inbound.answering(&server.origin).await?;
     let asked = Asked { origin: &server.origin, room: &room, event: &event };
     let chain = rooms.event_auth_for_peer(asked).await?;
-    Ok(format!(r#"{{"auth_chain":{}}}"#, list_of(&chain)).into())
+    let chain = list_of(&chain);
+    answering.weighs(chain.len());
+    Ok(format!(r#"{{"auth_chain":{chain}}}"#).into())
 }
 
 /// `GET /_matrix/federation/v1/backfill/{roomId}`
 async fn backfill(
     State(rooms): State<Rooms>,
+    State(inbound): State<Inbound>,
     State(config): State<Arc<Config>>,
     server: RemoteServer,
     PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
@@ -133,8 +147,11 @@ async fn backfill(
         return Err(MatrixError::missing_param("missing field `v`"));
     }
     room_for(&rooms, &room, &server.origin).await?;
+    let answering = inbound.answering(&server.origin).await?;
     let pdus = rooms.backfill_for_peer(&server.origin, &room, &from, limit).await?;
-    Ok(transaction(&config, &pdus))
+    let answer = transaction(&config, &pdus);
+    answering.weighs(answer.0.len());
+    Ok(answer)
 }
 
 #[derive(Deserialize)]
@@ -149,11 +166,13 @@ struct Missing {
 /// `POST /_matrix/federation/v1/get_missing_events/{roomId}`
 async fn missing_events(
     State(rooms): State<Rooms>,
+    State(inbound): State<Inbound>,
     server: RemoteServer,
     PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
     JsonBody(missing): JsonBody<Missing>,
 ) -> JsonResult {
     room_for(&rooms, &room, &server.origin).await?;
+    let answering = inbound.answering(&server.origin).await?;
     let missing = MissingEvents {
         earliest: missing.earliest_events,
         latest: missing.latest_events,
@@ -161,7 +180,9 @@ async fn missing_events(
         min_depth: u64::try_from(missing.min_depth).unwrap_or(0),
     };
     let pdus = rooms.missing_events_for_peer(&server.origin, &room, &missing).await?;
-    Ok(format!(r#"{{"events":{}}}"#, list_of(&pdus)).into())
+    let events = list_of(&pdus);
+    answering.weighs(events.len());
+    Ok(format!(r#"{{"events":{events}}}"#).into())
 }
 
 #[derive(Deserialize)]

@@ -1,10 +1,11 @@
 //! Invites to users of ours: checked, signed and kept.
 //! * Where we are in the room, only the signature is given: the invite comes as an event of the room.
 //! * Elsewhere the user is shown what came along of the room, until they join or leave.
+//! * Servers invite, and users are invited, only so often.
 
 use axum::extract::State;
 use hearth_dag::{ReceivedPdu, RoomRules, VerifiedPdu};
-use hearth_federation::{Federation, KeyNeeds};
+use hearth_federation::{Federation, Inbound, KeyNeeds};
 use hearth_rooms::{
     OutOfBand, OutOfBandError, Rooms,
     serve::{ReceivedInvite, SignedInvite},
@@ -47,11 +48,12 @@ async fn invite(
     State(rooms): State<Rooms>,
     State(users): State<Users>,
     State(federation): State<Federation>,
+    State(inbound): State<Inbound>,
     server: RemoteServer,
     PathArgs(args): PathArgs<(OwnedRoomId, OwnedEventId)>,
     JsonBody(invite): JsonBody<Invite>,
 ) -> JsonResult {
-    let signed = receive(&rooms, &users, &federation, &server, args, &invite).await?;
+    let signed = receive(Parts { rooms, users, federation, inbound }, &server, args, &invite).await?;
     Ok(format!(r#"{{"event":{}}}"#, signed.pdu.json()).into())
 }
 
@@ -60,6 +62,7 @@ async fn invite_v1(
     State(rooms): State<Rooms>,
     State(users): State<Users>,
     State(federation): State<Federation>,
+    State(inbound): State<Inbound>,
     server: RemoteServer,
     PathArgs(args): PathArgs<(OwnedRoomId, OwnedEventId)>,
     JsonBody(event): JsonBody<Box<RawValue>>,
@@ -84,28 +87,35 @@ async fn invite_v1(
         ));
     }
     let invite = Invite { room_version, event, invite_room_state: read.unsigned.invite_room_state };
-    let signed = receive(&rooms, &users, &federation, &server, args, &invite).await?;
+    let signed = receive(Parts { rooms, users, federation, inbound }, &server, args, &invite).await?;
     Ok(format!(r#"[200,{{"event":{}}}]"#, signed.pdu.json()).into())
 }
 
+/// What an invite is checked with.
+struct Parts {
+    rooms: Rooms,
+    users: Users,
+    federation: Federation,
+    inbound: Inbound,
+}
+
 async fn receive(
-    rooms: &Rooms,
-    users: &Users,
-    federation: &Federation,
+    Parts { rooms, users, federation, inbound }: Parts,
     server: &RemoteServer,
     (room, event): (OwnedRoomId, OwnedEventId),
     invite: &Invite,
 ) -> Result<SignedInvite, MatrixError> {
+    inbound.may_invite(&server.origin)?;
     let bad = |rejection: hearth_dag::Rejection| MatrixError::bad_json(rejection.to_string());
     let version = &invite.room_version;
     let rules = RoomRules::of(version)
         .ok_or_else(|| incompatible_version("this server does not know that room version", version))?;
     if let Some(held) = rooms.room(&room).await? {
-        check_acl(rooms, &held, &server.origin).await?;
+        check_acl(&rooms, &held, &server.origin).await?;
     }
     let pdu = ReceivedPdu::parse(rules, invite.event.get()).map_err(bad)?;
     let room_state = &invite.invite_room_state[..invite.invite_room_state.len().min(STATE_MAX)];
-    let mut needs = KeyNeeds::new();
+    let mut needs = KeyNeeds::new().because_of(&server.origin);
     needs.add_pdu(rules, &pdu);
     needs.add_signed(&server.origin, &pdu.pdu().to_object(), 0);
     if rules.room_id_is_create_event {
@@ -132,6 +142,7 @@ async fn receive(
     if users.blocks_invites(&signed.user).await? {
         return Err(MatrixError::invite_blocked(&signed.user));
     }
+    inbound.may_be_invited(&signed.user, &room).await?;
     let told = OutOfBand {
         room_id: room,
         version: version.clone(),

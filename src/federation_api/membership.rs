@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use hearth_dag::ReceivedPdu;
-use hearth_federation::{Federation, KeyNeeds, Policy};
+use hearth_federation::{Federation, Inbound, KeyNeeds, Policy};
 use hearth_rooms::{
     RoomInfo, Rooms,
     serve::{AcceptedJoin, Submitted, Template},
@@ -114,7 +114,7 @@ impl Handed {
         let text = std::str::from_utf8(body).map_err(|_| MatrixError::not_json("the event is not UTF-8"))?;
         let pdu = ReceivedPdu::parse(room.rules, text);
         let pdu = pdu.map_err(|rejection| MatrixError::bad_json(rejection.to_string()))?;
-        let mut needs = KeyNeeds::new();
+        let mut needs = KeyNeeds::new().because_of(&server.origin);
         needs.add_pdu(room.rules, &pdu);
         let keys = federation.keys().keys_for(&needs).await?;
         Ok(Self { server, room, event, pdu, keys })
@@ -138,11 +138,9 @@ struct Omit {
 }
 
 /// `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`
-#[allow(clippy::too_many_arguments, reason = "each is a part of the server or of the request")]
 async fn send_join(
     State(rooms): State<Rooms>,
-    State(federation): State<Federation>,
-    State(policy): State<Policy>,
+    (State(federation), State(inbound), State(policy)): (State<Federation>, State<Inbound>, State<Policy>),
     State(config): State<Arc<Config>>,
     server: RemoteServer,
     PathArgs(args): PathArgs<(OwnedRoomId, OwnedEventId)>,
@@ -150,9 +148,11 @@ async fn send_join(
     RawBody(body): RawBody,
 ) -> JsonResult {
     let handed = &Handed::read(&rooms, &federation, server, args, &body).await?;
+    let answering = inbound.answering(&handed.server.origin).await?;
     let accept = |rooms: Rooms| async move { rooms.accept_join(handed.submitted(), omit.omit_members).await };
     let joined = policy.signing(accept).await?;
     let parts = parts(&config, &joined);
+    answering.weighs(parts.len());
     let (event, omitted) = (joined.event.json(), joined.members_omitted);
     let servers: Vec<_> = joined.servers_in_room.iter().collect();
     let servers = json!(servers);
@@ -163,17 +163,19 @@ async fn send_join(
 /// `PUT /_matrix/federation/v1/send_join/{roomId}/{eventId}`
 async fn send_join_v1(
     State(rooms): State<Rooms>,
-    State(federation): State<Federation>,
-    State(policy): State<Policy>,
+    (State(federation), State(inbound), State(policy)): (State<Federation>, State<Inbound>, State<Policy>),
     State(config): State<Arc<Config>>,
     server: RemoteServer,
     PathArgs(args): PathArgs<(OwnedRoomId, OwnedEventId)>,
     RawBody(body): RawBody,
 ) -> JsonResult {
     let handed = &Handed::read(&rooms, &federation, server, args, &body).await?;
+    let answering = inbound.answering(&handed.server.origin).await?;
     let accept = |rooms: Rooms| async move { rooms.accept_join(handed.submitted(), false).await };
     let joined = policy.signing(accept).await?;
-    Ok(format!("[200,{{{}}}]", parts(&config, &joined)).into())
+    let parts = parts(&config, &joined);
+    answering.weighs(parts.len());
+    Ok(format!("[200,{{{parts}}}]").into())
 }
 
 /// What both forms of the answer to a join have.

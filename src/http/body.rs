@@ -149,11 +149,20 @@ impl HttpBody for Handed {
 }
 
 /// The whole of a body that a handler was given.
-pub async fn whole(mut body: Body) -> Result<Bytes, MatrixError> {
+pub async fn whole(body: Body) -> Result<Bytes, MatrixError> {
+    whole_if(body, |_| Ok(())).await
+}
+
+/// The same, where the bytes of each piece may be refused.
+pub async fn whole_if(
+    mut body: Body,
+    mut may: impl FnMut(usize) -> Result<(), MatrixError>,
+) -> Result<Bytes, MatrixError> {
     let mut whole = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| unreadable(&error))?;
         let Ok(piece) = frame.into_data() else { continue };
+        may(piece.len())?;
         if whole.is_empty() && body.is_end_stream() {
             return Ok(piece);
         }

@@ -25,6 +25,7 @@ use super::{
     error::InternalCause,
     rate_limit::Asker,
     route::{Auth, BodyLimit, Route, Routes, TRANSACTION_BYTES, WhenSuspended},
+    unsigned::Unsigned,
 };
 use crate::app::App;
 
@@ -35,6 +36,7 @@ type Endpoints = Vec<Arc<Route>>;
 pub struct Dispatcher {
     app: App,
     paths: matchit::Router<Endpoints>,
+    unsigned: Unsigned,
     next_request_id: std::sync::atomic::AtomicU64,
 }
 
@@ -74,7 +76,8 @@ impl Dispatcher {
                 problem: error.to_string(),
             })?;
         }
-        Ok(Self { app, paths, next_request_id: std::sync::atomic::AtomicU64::new(1) })
+        let unsigned = Unsigned::default();
+        Ok(Self { app, paths, unsigned, next_request_id: std::sync::atomic::AtomicU64::new(1) })
     }
 
     /// The server's parts.
@@ -204,7 +207,11 @@ impl Dispatcher {
     async fn verify(&self, claim: &Claim, request: Request) -> Result<Request, MatrixError> {
         let (mut parts, body) = request.into_parts();
         let has_body = parts.method != Method::GET && parts.method != Method::HEAD;
-        let body = if has_body { body::whole(body).await? } else { Bytes::new() };
+        let from = parts.extensions.get::<RequestFacts>().map(|facts| facts.client);
+        let (body, _unchecked) = match from.filter(|_| has_body) {
+            Some(from) => self.unsigned.whole(body, from).await.map(|(body, share)| (body, Some(share)))?,
+            None => (Bytes::new(), None),
+        };
         let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
         let origin = self.app.federation.verify(claim, parts.method.as_str(), target, &body).await?;
         parts.extensions.insert(RemoteServer { origin });

@@ -14,6 +14,7 @@ pub mod rate_limit;
 pub mod route;
 mod ruma_types;
 pub mod shutdown;
+pub mod unsigned;
 
 use axum::{
     body::{Body, Bytes},

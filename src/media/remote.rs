@@ -1,7 +1,8 @@
 //! Media of other servers, for our users: the copy that is here, or fetched now.
 //! * One fetch for an address, however many ask; so many at once, and of one server so many. A fetch goes on when those
 //!   who asked have left.
-//! * What could not be had is not asked for again for a moment.
+//! * What could not be had is not asked for again for a moment; of a server that several times in a row could not be
+//!   reached, nothing is.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -26,7 +27,10 @@ pub const FETCHES_OF_A_SERVER: usize = 3;
 const WAITING_MAX: usize = 1000;
 /// What could not be had is not asked for again so long.
 pub const FAILED_TIME: Duration = Duration::from_secs(30);
-/// Failures that are remembered.
+/// A server that could not be reached so many times in a row is not asked for anything for [`FAILED_TIME`]: whoever
+/// names many files of it makes us wait for none of them.
+pub const UNREACHABLE_TIMES: u32 = 3;
+/// Failures that are remembered, of addresses and of servers.
 const FAILURES_KEPT: usize = 2000;
 
 /// Why there is nothing to show.
@@ -66,6 +70,8 @@ struct Inner {
     places: Semaphore,
     of_servers: Mutex<HashMap<OwnedServerName, Arc<Semaphore>>>,
     failed: Cache<MediaKey, (Instant, FetchError)>,
+    /// Servers that could not be reached: since when, how many times in a row, and why.
+    unreachable: Cache<OwnedServerName, (Instant, u32, String)>,
 }
 
 type Fetched = Result<File, FetchError>;
@@ -80,6 +86,7 @@ impl RemoteMedia {
             places: Semaphore::new(FETCHES_AT_ONCE),
             of_servers: Mutex::default(),
             failed: Cache::new(FAILURES_KEPT),
+            unreachable: Cache::new(FAILURES_KEPT),
         };
         Self { inner: Arc::new(inner), tasks: Arc::default() }
     }
@@ -89,6 +96,7 @@ impl RemoteMedia {
         if let Some(file) = self.inner.copy_of(key).await? {
             return Ok(file);
         }
+        self.inner.check_reachable(key.server())?;
         let failure = self.inner.failed.get(key).filter(|(since, _)| since.elapsed() < FAILED_TIME);
         if let Some((_, failure)) = failure {
             return Err(failure);
@@ -152,11 +160,34 @@ impl Inner {
             return Ok(file);
         }
         let max_bytes = usize::try_from(self.media.file_max()).unwrap_or(usize::MAX);
-        let medium = self.client.download(key.server(), key.id(), max_bytes).await.map_err(failure)?;
+        // It may have failed for others while this one waited for its turn.
+        self.check_reachable(key.server())?;
+        let medium = self.client.download(key.server(), key.id(), max_bytes).await.map_err(failure);
+        self.note(key.server(), &medium);
+        let medium = medium?;
         let name = medium.content_disposition.as_deref().and_then(name_in);
         let about = About { content_type: medium.content_type, name };
         let kept = self.media.keep_copy(key, about, medium.bytes).await;
         kept.map_err(|error| FetchError::Kept(error.to_string()))
+    }
+
+    fn check_reachable(&self, server: &ServerName) -> Result<(), FetchError> {
+        match self.unreachable.get(server) {
+            Some((since, times, why)) if times >= UNREACHABLE_TIMES && since.elapsed() < FAILED_TIME => {
+                Err(FetchError::Unreachable(why))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers whether a server answers.
+    fn note<T>(&self, server: &ServerName, fetched: &Result<T, FetchError>) {
+        if let Err(FetchError::Unreachable(why)) = fetched {
+            let times = self.unreachable.get(server).map_or(0, |(_, times, _)| times).saturating_add(1);
+            self.unreachable.insert(server.to_owned(), (Instant::now(), times, why.clone()));
+        } else {
+            self.unreachable.remove(server);
+        }
     }
 
     fn places_of(&self, server: &ServerName) -> Arc<Semaphore> {

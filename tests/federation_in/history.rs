@@ -118,3 +118,27 @@ async fn what_was_said_before_a_server_came_is_told_redacted_where_the_room_want
     assert_eq!(texts[&after], "for all");
     assert_eq!(texts.get(&before), Some(&Value::Null), "the event is there, and what it says is not");
 }
+
+/// A time before the server came: what is told of it is an event that the server may open.
+#[tokio::test]
+async fn of_a_time_only_events_are_told_that_the_server_may_see() {
+    let (here, _) = two().await;
+    let alice = here.user("alice").await;
+    let remote = Remote::new(&here, "remote.test");
+    let visibility = json!({ "type": "m.room.history_visibility", "state_key": "", "content": { "history_visibility": "joined" } });
+    let room = alice.creates_a_room(json!({ "preset": "public_chat", "initial_state": [visibility] })).await;
+    let before = alice.says(&room, "a secret").await;
+    let seen = remote.joins("bob", &room).await;
+    let after = alice.says(&room, "for all").await;
+    let near = format!("/_matrix/federation/v1/timestamp_to_event/{}", encoded(&room));
+    let shown = format!("/_matrix/client/v3/rooms/{}/event/{}", encoded(&room), encoded(&before));
+    let ts = alice.get(&shown).await.ok()["origin_server_ts"].as_u64().unwrap();
+    let told = remote.get(&format!("{near}?ts={ts}&dir=f")).await.ok();
+    assert!(told["event_id"] == *seen.last.as_str() || told["event_id"] == *after, "{told}");
+    let told = remote.get(&format!("{near}?ts={ts}&dir=b")).await.ok();
+    assert_ne!(told["event_id"], *before);
+    // What it is told of is told it whole.
+    let id = encoded(told["event_id"].as_str().unwrap());
+    let event = remote.get(&format!("/_matrix/federation/v1/event/{id}")).await.ok();
+    assert_ne!(event["pdus"][0]["content"], json!({}), "{event}");
+}

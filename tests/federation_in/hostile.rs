@@ -6,10 +6,15 @@ use std::sync::{
 };
 
 use hearth::{
-    http::TRANSACTION_BYTES,
-    testing::{TestServer, TestUser, encoded},
+    http::{TRANSACTION_BYTES, unsigned::UNSIGNED_BYTES},
+    testing::{TestNetwork, TestServer, TestUser, encoded},
 };
 use hearth_dag::limits;
+use hearth_federation::{
+    inbound::{ANSWER_BYTES_AT_ONCE, ANSWERS_OF_A_SERVER},
+    tables::{SERVER_KEYS, UNCHECKED},
+};
+use hearth_store::{Commit, Order, Store};
 use http::Method;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -199,6 +204,129 @@ async fn an_endless_chain_of_prev_events_is_given_up() {
     let asked = asked.load(Ordering::SeqCst);
     assert!(asked > 0 && asked < 500, "{asked} questions");
     alice.says(&room, "still here").await;
+}
+
+/// A peer that asks for what is costly all the time: it waits for its own questions, and others do not.
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_too_much_waits_for_it_and_nobody_else_does() {
+    let (here, _, remote, room, seen) = story().await;
+    let other = Remote::new(&here, "other.test");
+    let there = other.joins("dan", &room).await;
+    let mut held = Vec::new();
+    for _ in 0..ANSWERS_OF_A_SERVER {
+        held.push(here.app.inbound.answering(&remote.name).await.unwrap());
+    }
+    let (room, last) = (encoded(&room), encoded(seen.last.as_str()));
+    let start = "/_matrix/federation";
+    let questions = [
+        format!("{start}/v1/state/{room}?event_id={last}"),
+        format!("{start}/v1/state_ids/{room}?event_id={last}"),
+        format!("{start}/v1/event_auth/{room}/{last}"),
+        format!("{start}/v1/backfill/{room}?v={last}&limit=5"),
+    ];
+    let missing = json!({ "earliest_events": [], "latest_events": [seen.last] });
+    let missing_at = format!("{start}/v1/get_missing_events/{room}");
+    for question in &questions {
+        let refused = remote.get(question).await.refused(429, "M_LIMIT_EXCEEDED");
+        assert!(refused["retry_after_ms"].as_u64().unwrap() > 0);
+        other.get(&question.replace(&last, &encoded(there.last.as_str()))).await.ok();
+    }
+    remote.post(&missing_at, &missing).await.refused(429, "M_LIMIT_EXCEEDED");
+    drop(held);
+    for question in &questions {
+        remote.get(question).await.ok();
+    }
+    remote.post(&missing_at, &missing).await.ok();
+    // What it was told counts, too.
+    let answering = here.app.inbound.answering(&remote.name).await.unwrap();
+    answering.weighs(ANSWER_BYTES_AT_ONCE as usize);
+    drop(answering);
+    let refused = remote.get(&questions[0]).await.refused(429, "M_LIMIT_EXCEEDED");
+    let wait = refused["retry_after_ms"].as_u64().unwrap();
+    other.get(&questions[1].replace(&last, &encoded(there.last.as_str()))).await.ok();
+    tokio::time::sleep(std::time::Duration::from_millis(wait + 100)).await;
+    remote.get(&questions[0]).await.ok();
+}
+
+/// Large bodies whose senders never come to the end, from one address.
+#[tokio::test]
+async fn bodies_that_nobody_signed_yet_have_a_budget() {
+    use std::convert::Infallible;
+
+    use axum::body::{Body, Bytes};
+    use futures_util::{StreamExt as _, stream};
+
+    let (here, _, remote, _, mut seen) = story().await;
+    let path = "/_matrix/federation/v1/send/endless";
+    let piece = Bytes::from(vec![b' '; 1 << 20]);
+    let mut sending = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let pieces = stream::repeat(piece.clone()).take(15).map(Ok::<_, Infallible>);
+        let body = Body::from_stream(pieces.chain(stream::pending()));
+        let authorization = remote.peer.signs(name_of(&here), &Method::PUT, path, b"{}");
+        let request =
+            http::Request::builder().method(Method::PUT).uri(path).header("authorization", authorization);
+        let (here, request) = (here.clone(), request.body(body).unwrap());
+        sending.spawn(async move { here.send(request).await });
+    }
+    // Of what is free one address has half at most: the bodies beyond it are refused.
+    let most = UNSIGNED_BYTES / 2 / (15 << 20);
+    for _ in most..8 {
+        sending.join_next().await.unwrap().unwrap().refused(429, "M_LIMIT_EXCEEDED");
+    }
+    assert!(sending.try_join_next().is_none());
+    // When they are gone, there is room again.
+    sending.shutdown().await;
+    let event = remote.says(&mut seen, "bob", "good");
+    assert_eq!(
+        remote.sends(std::slice::from_ref(&event), &[]).await.ok()["pdus"][seen.id_of(&event)],
+        json!({})
+    );
+}
+
+/// Events whose server cannot be reached for its keys: they are neither lost nor believed.
+#[tokio::test(start_paused = true)]
+async fn an_event_waits_for_keys_that_cannot_be_had() {
+    let store = Store::memory().await;
+    let network = TestNetwork::default();
+    let here = server_on(&network, "here.test", store.clone()).await;
+    let alice = here.user("alice").await;
+    let remote = Remote::new(&here, "remote.test");
+    let third = Remote::new(&here, "third.test");
+    let room = alice.creates_a_public_room().await;
+    remote.joins("bob", &room).await;
+    let mut seen = third.joins("carol", &room).await;
+    // It has a new key, of which nobody has heard yet, and cannot be reached.
+    let key = hearth_dag::Keypair::new(third.name.clone(), "new", &[7; 32]).unwrap();
+    let draft = third.draft(&mut seen, "carol", "m.room.message", None, json!({ "body": "later" }));
+    let event: Value = serde_json::from_str(sign(&key, seen.rules, draft).pdu().json()).unwrap();
+    let draft = third.draft(&mut seen, "carol", "m.room.message", None, json!({ "body": "forged" }));
+    let other = hearth_dag::Keypair::new(third.name.clone(), "other", &[8; 32]).unwrap();
+    let forged: Value = serde_json::from_str(sign(&other, seen.rules, draft).pdu().json()).unwrap();
+    let (id, forged_id) = (seen.id_of(&event), seen.id_of(&forged));
+    network.cut(&third.name);
+    drop((here, alice));
+    let mut forget = Commit::new();
+    forget.delete(&SERVER_KEYS, &third.name.to_string());
+    store.commit(forget).await.unwrap();
+    let here = server_on(&network, "here.test", store.clone()).await;
+    let remote = Remote { of: here.clone(), ..remote };
+    let answer = remote.sends(&[event, forged], &[]).await.ok();
+    assert_eq!(answer["pdus"], json!({ &id: {}, &forged_id: {} }), "they wait");
+    assert!(!has_event(&here, &room, &id).await);
+    // Also over a restart.
+    drop((here, remote));
+    let here = server_on(&network, "here.test", store).await;
+    here.app.inbound.resume().await.unwrap();
+    network.publishes(key);
+    until_paused("it was judged", async || has_event(&here, &room, &id).await).await;
+    assert!(has(&here, &room, &id).await);
+    until_paused("all were judged", async || {
+        let rows = here.app.store.range(&UNCHECKED, UNCHECKED.all(), Order::Forward, 1).await.unwrap();
+        rows.is_empty()
+    })
+    .await;
+    assert!(!has_event(&here, &room, &forged_id).await, "no such key is published");
 }
 
 /// A peer that hands over an event and then does not answer: the event waits for a while, others go on.

@@ -1,7 +1,11 @@
 //! Coming in, leaving, knocking, being invited; lists; tokens.
 
-use hearth::testing::{TestServer, encoded};
-use hearth_dag::RoomRules;
+use hearth::testing::{Answer, TestServer, encoded};
+use hearth_dag::{Pdu, ReceivedPdu, RoomRules, VerifiedPdu};
+use hearth_federation::inbound::{
+    INVITES_AT_ONCE_OF_A_SERVER, INVITES_AT_ONCE_TO_A_USER, PENDING_INVITES_MAX,
+};
+use hearth_rooms::OutOfBand;
 use ruma::RoomVersionId;
 use serde_json::{Value, json, value::RawValue};
 
@@ -102,8 +106,11 @@ async fn a_user_leaves_and_another_knocks() {
 
 /// An invite of `@bob:here.test` by a user of the remote, to a room of the remote's own.
 fn invite(remote: &Remote, version: &RoomVersionId, invited: &str) -> (String, String, Value) {
+    invite_to(remote, version, "!theirs:remote.test", invited)
+}
+
+fn invite_to(remote: &Remote, version: &RoomVersionId, room: &str, invited: &str) -> (String, String, Value) {
     let rules = RoomRules::of(version).unwrap();
-    let room = "!theirs:remote.test";
     let mut event = json!({
         "type": "m.room.member", "room_id": room, "sender": remote.user("eve"), "state_key": invited,
         "content": { "membership": "invite" }, "origin_server_ts": 5, "depth": 3,
@@ -156,6 +163,70 @@ async fn a_user_is_invited_to_a_room_that_this_server_is_not_in() {
     .unwrap();
     remote.sends(&[leave], &[]).await.ok();
     assert_eq!(invites_of(&here, &bob).await.get(&room), None);
+}
+
+async fn invites_once(remote: &Remote, user: &str) -> Answer {
+    let room = format!("!r{}:{}", remote.of.fresh(), remote.name);
+    let (room, id, event) = invite_to(remote, &RoomVersionId::V11, &room, user);
+    let path = format!("/_matrix/federation/v2/invite/{}/{}", encoded(&room), encoded(&id));
+    let body = json!({ "room_version": "11", "event": event, "invite_room_state": [] });
+    remote.put(&path, &body).await
+}
+
+/// Whoever has a server, or many, can invite a user of ours only so often, and so can one server all of them.
+#[tokio::test]
+async fn users_are_invited_only_so_often() {
+    let (here, _) = two().await;
+    here.user("bob").await;
+    here.user("carol").await;
+    let (remote, other) = (Remote::new(&here, "remote.test"), Remote::new(&here, "other.test"));
+    for _ in 0..INVITES_AT_ONCE_TO_A_USER as usize {
+        invites_once(&remote, "@bob:here.test").await.ok();
+    }
+    let refused = invites_once(&other, "@bob:here.test").await;
+    assert!(refused.refused(429, "M_LIMIT_EXCEEDED")["retry_after_ms"].as_u64().unwrap() > 0);
+    invites_once(&other, "@carol:here.test").await.ok();
+    // Also those that are for nobody count.
+    for _ in INVITES_AT_ONCE_TO_A_USER as usize..INVITES_AT_ONCE_OF_A_SERVER as usize {
+        let answer = invites_once(&remote, "@nobody:here.test").await;
+        if answer.status == 429 {
+            break;
+        }
+        answer.refused(404, "M_NOT_FOUND");
+    }
+    // The account of the server fills up meanwhile, a little.
+    let mut more = 0;
+    while invites_once(&remote, "@nobody:here.test").await.status != 429 {
+        more += 1;
+        assert!(more < 50, "it never ends");
+    }
+    invites_once(&other, "@carol:here.test").await.ok();
+}
+
+#[tokio::test]
+async fn open_invites_of_other_servers_are_bounded() {
+    let (here, _) = two().await;
+    let bob = here.user("bob").await;
+    let remote = Remote::new(&here, "remote.test");
+    for _ in 0..PENDING_INVITES_MAX {
+        let room = format!("!r{}:remote.test", here.fresh());
+        let (room, _, event) = invite_to(&remote, &RoomVersionId::V11, &room, "@bob:here.test");
+        let rules = RoomRules::of(&RoomVersionId::V11).unwrap();
+        let id = ReceivedPdu::parse(rules, &event.to_string()).unwrap().pdu().event_id().to_owned();
+        let pdu = Pdu::from_stored(rules, id, event.to_string().into()).unwrap();
+        let told = OutOfBand {
+            room_id: room.try_into().unwrap(),
+            version: RoomVersionId::V11,
+            event: VerifiedPdu::built_here(pdu),
+            state: Vec::new(),
+        };
+        here.app.rooms.receive_out_of_band(&told).await.unwrap();
+    }
+    invites_once(&remote, "@bob:here.test").await.refused(429, "M_LIMIT_EXCEEDED");
+    let invites = invites_of(&here, &bob).await;
+    let room = invites.as_object().unwrap().keys().next().unwrap().clone();
+    bob.post(&format!("/_matrix/client/v3/rooms/{}/leave", encoded(&room)), json!({})).await.ok();
+    invites_once(&remote, "@bob:here.test").await.ok();
 }
 
 #[tokio::test]

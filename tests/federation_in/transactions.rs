@@ -80,6 +80,44 @@ async fn behind_a_deep_gap_a_room_goes_on_with_its_state() {
     assert!(!has(&here, &room, &said[0]).await, "nobody fetches all of it at once");
 }
 
+/// Members come, go and come again while the other server is not heard; then the newest event comes first and older ones
+/// after it. Whatever was in force in between, in the end both know the same members, also where these are kept in lists.
+#[tokio::test]
+async fn after_a_gap_the_members_are_those_of_the_other_server() {
+    let (here, there, alice, bob, room) = story().await;
+    let mut said = Vec::new();
+    for number in 0..24 {
+        let guest = there.user(&format!("guest{number}")).await;
+        guest.joins(&room).await;
+        said.push(bob.says(&room, &number.to_string()).await);
+        if number % 2 == 0 {
+            guest.leaves(&room).await;
+        }
+        if number % 6 == 0 {
+            guest.joins(&room).await;
+        }
+        said.push(bob.says(&room, &format!("after {number}")).await);
+    }
+    for event in [&said[47], &said[10], &said[30], &said[20], &said[46]] {
+        assert_eq!(hands(&there, &here, &room, &[event]).await, json!({}));
+    }
+    until("the newest event is there", async || has(&here, &room, &said[47]).await).await;
+    until("nothing waits any more", async || {
+        here.app.rooms.rooms_with_queues().await.unwrap().is_empty()
+            && state_of(&here, &room).await == state_of(&there, &room).await
+    })
+    .await;
+    let members = async |user: &TestUser| {
+        let path = format!("/_matrix/client/v3/rooms/{}/joined_members", encoded(&room));
+        let joined = user.get(&path).await.ok()["joined"].clone();
+        joined.as_object().unwrap().keys().cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(members(&alice).await, members(&bob).await);
+    assert_eq!(members(&alice).await.len(), 2 + 12 + 4);
+    let counted = alice.get("/_matrix/client/v3/sync").await.ok();
+    assert_eq!(counted["rooms"]["join"][&room]["summary"]["m.joined_member_count"], 2 + 12 + 4);
+}
+
 #[tokio::test]
 async fn what_waits_is_taken_up_after_a_restart() {
     let network = hearth::testing::TestNetwork::default();

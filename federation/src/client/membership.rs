@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{Call, Client, HEAVY, JOIN, Json, RequestError, path, to_json, with_query};
+use crate::network::Limits;
 
 /// Events of a room's state, and of all that it rests on, that a join takes over at most.
 pub const JOIN_EVENTS_MAX: usize = 500_000;
@@ -63,6 +64,19 @@ impl Client {
         pdu: &str,
         omit_members: bool,
     ) -> Result<JoinAnswer, RequestError> {
+        self.send_join_within(server, room, event, pdu, omit_members, JOIN).await
+    }
+
+    /// The same with an answer of bounds of the caller's.
+    pub async fn send_join_within(
+        &self,
+        server: &ServerName,
+        room: &RoomId,
+        event: &EventId,
+        pdu: &str,
+        omit_members: bool,
+        limits: Limits,
+    ) -> Result<JoinAnswer, RequestError> {
         #[derive(Deserialize)]
         struct Answer<'a> {
             #[serde(borrow)]
@@ -78,7 +92,7 @@ impl Client {
         }
         let path = path("/_matrix/federation/v2/send_join", &[room.as_str(), event.as_str()]);
         let omit = omit_members.then_some(("omit_members", "true"));
-        let json = self.json(server, Call::put(with_query(path, omit), pdu).limits(JOIN)).await?;
+        let json = self.json(server, Call::put(with_query(path, omit), pdu).limits(limits)).await?;
         let answer: Answer<'_> = json.parse().map_err(RequestError::malformed)?;
         if answer.servers_in_room.as_ref().is_some_and(|servers| servers.len() > JOIN_SERVERS_MAX) {
             return Err(RequestError::malformed("too many servers in the room"));

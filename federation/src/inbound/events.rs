@@ -16,11 +16,11 @@ use hearth_rooms::{
     EXTREMITIES_LEFT_ALONE, OutOfBand, OutOfBandError, Received, RoomInfo, RoomSn, Rooms, WriteError,
 };
 use hearth_store::StoreError;
-use ruma::{EventId, RoomId, ServerName, UserId};
+use ruma::{EventId, OwnedEventId, RoomId, ServerName, UserId};
 use serde::Deserialize;
 
 use super::{Inbound, TransactionError, transactions::Results};
-use crate::client::Json;
+use crate::{client::Json, verify::BadPdu};
 
 /// Events of one room that are handed to it at once.
 const HANDED_AT_ONCE: usize = 50;
@@ -32,28 +32,51 @@ struct Named<'a> {
     room_id: Cow<'a, str>,
 }
 
+/// Events that were taken in or refused, and those that nobody can judge at the moment.
+pub(super) struct Judged {
+    pub(super) results: Results,
+    pub(super) unsure: Vec<(Arc<RoomInfo>, OwnedEventId, Json)>,
+}
+
 impl Inbound {
+    /// The events of a transaction.
     pub(super) async fn take_events(
         &self,
         origin: &ServerName,
         pdus: Vec<Json>,
     ) -> Result<Results, TransactionError> {
-        let mut results = Results::new();
+        let Judged { mut results, unsure } = self.judge(origin, pdus).await?;
+        for (room, event, pdu) in unsure {
+            let kept = self.keep_unchecked(origin, &room.room_id, &event, &pdu).await?;
+            let why = || "the keys to check the event with cannot be had at the moment".to_owned();
+            results.insert(event, (!kept).then(why));
+        }
+        Ok(results)
+    }
+
+    /// Takes events in as far as their signatures can be judged.
+    pub(super) async fn judge(
+        &self,
+        origin: &ServerName,
+        pdus: Vec<Json>,
+    ) -> Result<Judged, TransactionError> {
+        let (mut results, mut unsure) = (Results::new(), Vec::new());
         let mut places = Vec::with_capacity(pdus.len());
         let mut raw = Vec::with_capacity(pdus.len());
         for pdu in pdus {
             // Without a room that we know, its version and so its id are not known either.
             let Some(room) = self.room_named(&pdu).await? else { continue };
             if self.0.rooms.acl(&room).await?.allows(origin) {
-                raw.push((room.rules, pdu));
-                places.push(room);
+                raw.push((room.rules, pdu.clone()));
+                places.push((room, pdu));
             } else if let Ok(denied) = ReceivedPdu::parse(room.rules, pdu.get()) {
                 let why = "the room's server ACL keeps that server out".to_owned();
                 results.insert(denied.pdu().event_id().to_owned(), Some(why));
             }
         }
         let mut by_room: BTreeMap<RoomSn, (Arc<RoomInfo>, Vec<VerifiedPdu>)> = BTreeMap::new();
-        for (room, verified) in places.into_iter().zip(self.0.federation.verify_each(raw).await?) {
+        let verified = self.0.federation.verify_each_of(origin, raw).await?;
+        for ((room, raw), verified) in places.into_iter().zip(verified) {
             match verified {
                 Ok(pdu) if pdu.pdu().room_id() == room.room_id => {
                     by_room.entry(room.sn).or_insert_with(|| (room, Vec::new())).1.push(pdu);
@@ -62,6 +85,7 @@ impl Inbound {
                     let why = "the event belongs to another room".to_owned();
                     results.insert(pdu.pdu().event_id().to_owned(), Some(why));
                 }
+                Err(BadPdu { event_id: Some(event), unsure: true, .. }) => unsure.push((room, event, raw)),
                 Err(bad) => {
                     tracing::debug!(%origin, room_id = %room.room_id, %bad, "an event of a peer is refused");
                     results.extend(bad.event_id.map(|event| (event, Some(bad.why.to_string()))));
@@ -74,7 +98,7 @@ impl Inbound {
         for of_room in try_join_all(taken).await? {
             results.extend(of_room);
         }
-        Ok(results)
+        Ok(Judged { results, unsure })
     }
 
     async fn room_named(&self, pdu: &Json) -> Result<Option<Arc<RoomInfo>>, StoreError> {

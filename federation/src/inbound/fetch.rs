@@ -284,7 +284,8 @@ impl Inbound {
         server: &ServerName,
     ) -> Result<Vec<VerifiedPdu>, StoreError> {
         let mut good = Vec::with_capacity(events.len());
-        for verified in self.0.federation.verify_pdus(room.rules, events).await? {
+        let raw = events.into_iter().map(|pdu| (room.rules, pdu)).collect();
+        for verified in self.0.federation.verify_each_of(server, raw).await? {
             match verified {
                 Ok(pdu) if pdu.pdu().room_id() == room.room_id => good.push(pdu),
                 Ok(_) => {

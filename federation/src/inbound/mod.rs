@@ -2,14 +2,19 @@
 //! * A transaction is answered when each of its events is decided, or waits durably for what is missing. A bad event
 //!   never fails its transaction; only our own store does.
 //! * Events of one room are decided in their order, several on their way to the disk at once; rooms beside each other.
-//! * What an event lacks is fetched by a worker per room, see [`workers`]; a restart takes up what waits.
-//! * Whatever a peer sends is bounded: events, bytes, transactions at a time, rounds of fetching.
+//! * What an event lacks is fetched by a worker per room, see [`workers`]; one whose keys cannot be had waits for them,
+//!   see [`unchecked`]. A restart takes up what waits.
+//! * Whatever a peer sends is bounded: events, bytes, transactions at a time, rounds of fetching, invites; so is what it
+//!   makes us tell, see [`answers`].
 
+mod answers;
 mod edus;
 mod events;
 mod fetch;
+mod invites;
 mod third_party;
 mod transactions;
+mod unchecked;
 mod workers;
 
 use std::sync::Arc;
@@ -20,9 +25,18 @@ use hearth_users::Users;
 use crate::{federation::Federation, policy::Policy};
 
 pub use self::{
+    answers::{
+        ANSWER_BYTES_AT_ONCE, ANSWER_BYTES_LEAST, ANSWER_BYTES_PER_SECOND, ANSWERS_AT_ONCE,
+        ANSWERS_OF_A_SERVER, ANSWERS_WAITING_OF_A_SERVER, Answering,
+    },
     edus::{PRESENCE_MAX, RECEIPTS_MAX},
+    invites::{
+        INVITES_AT_ONCE_OF_A_SERVER, INVITES_AT_ONCE_TO_A_USER, INVITES_PER_SECOND_OF_A_SERVER,
+        INVITES_PER_SECOND_TO_A_USER, InviteLimit, PENDING_INVITES_MAX,
+    },
     third_party::{BoundInvite, ThirdPartyError},
     transactions::{BYTES_WAITING_MAX, EDUS_MAX, PDUS_MAX, TransactionError, WAITING_PER_ORIGIN},
+    unchecked::{UNCHECKED_FIRST, UNCHECKED_MAX, UNCHECKED_OF_A_SERVER, UNCHECKED_TIME_MS},
     workers::{ROUNDS_MAX, TRIES_MAX},
 };
 
@@ -38,6 +52,9 @@ struct Inner {
     transactions: transactions::Transactions,
     told: edus::Told,
     workers: workers::Workers,
+    answers: answers::Answers,
+    invites: invites::Invites,
+    unchecked: unchecked::Unchecked,
 }
 
 impl Inbound {
@@ -51,6 +68,9 @@ impl Inbound {
             transactions: transactions::Transactions::new(),
             told: edus::Told::new(),
             workers: workers::Workers::new(),
+            answers: answers::Answers::new(),
+            invites: invites::Invites::new(),
+            unchecked: unchecked::Unchecked::default(),
         }))
     }
 
@@ -59,6 +79,6 @@ impl Inbound {
         for room in self.0.rooms.rooms_with_queues().await? {
             self.wake(&room);
         }
-        Ok(())
+        self.resume_unchecked().await
     }
 }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::network::{Limits, NetworkError};
 
-/// Fetches at once.
+/// Fetches at once; whoever makes us need keys has a share of them, see [`Shares`](crate::shares::Shares).
 pub const FETCHES_AT_ONCE: usize = 100;
 /// Fetches at once for one check: many servers that do not answer hold up those who asked for them, and nobody else.
 pub const FETCHES_PER_CHECK: usize = 25;
@@ -38,6 +38,17 @@ const MANY_SERVERS: usize = 20;
 /// A server that failed is not asked again for this long; doubled after each further failure.
 const FAILED_FIRST: Duration = Duration::from_secs(10);
 const FAILED_MAX: Duration = Duration::from_secs(600);
+
+/// Who makes us fetch keys: places are shared among these.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Cause {
+    /// What users of ours do.
+    Us,
+    /// Those who ask us as a notary.
+    Notary,
+    /// What a server sent.
+    Server(OwnedServerName),
+}
 
 /// A server whose keys could not be had.
 #[derive(Debug, Clone, Copy)]
@@ -71,15 +82,16 @@ impl KeyStore {
         if missing.is_empty() {
             return Ok(());
         }
+        let cause = needs.cause().map_or(Cause::Us, |server| Cause::Server(server.clone()));
         let fetching = async {
             if missing.len() < MANY_SERVERS || self.0.notaries.is_empty() {
-                self.fetch_all(&missing, true).await;
+                self.fetch_all(&missing, true, &cause).await;
                 return Ok(());
             }
             self.ask_notaries(&missing).await;
             let missing = self.missing(needs).await?;
             // The notaries have just been asked.
-            self.fetch_all(&missing, false).await;
+            self.fetch_all(&missing, false, &cause).await;
             Ok(())
         };
         tokio::time::timeout(time, fetching).await.unwrap_or(Ok(()))
@@ -101,10 +113,32 @@ impl KeyStore {
         if visit.is_none() && !is_running {
             return Err(KeyLookupError::Busy);
         }
-        if let Some(mut started) = self.start(server, true, visit) {
+        if let Some(mut started) = self.start(server, true, Place::Taken(visit)) {
             let _ = tokio::time::timeout(KEYS_TIME, started.changed()).await;
         }
         Ok(())
+    }
+
+    /// Whether some of these keys are not known only because nobody could be asked since `since_ms`: then what they
+    /// signed can be judged later. A server that has answered since, and did not name them, has no such keys.
+    pub(crate) async fn could_come_later(&self, needs: &KeyNeeds, since_ms: u64) -> Result<bool, StoreError> {
+        let now_ms = (self.0.clock)();
+        for server in needs.servers() {
+            if self.0.own(server).is_some() || self.0.access.check(server).is_err() {
+                continue;
+            }
+            let known = self.0.known(server).await?;
+            let open = !needs.are_met(server, &known) && needs.could_be_met(server, &known, now_ms);
+            if open && known.fetched_ms < since_ms {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The time, as keys go by it.
+    pub(crate) fn now_ms(&self) -> u64 {
+        (self.0.clock)()
     }
 
     /// The servers of whom something is missing that asking could bring.
@@ -125,10 +159,10 @@ impl KeyStore {
     }
 
     /// Asks each of these servers, and returns when all have answered or failed.
-    pub(super) async fn fetch_all(&self, servers: &[OwnedServerName], also_notaries: bool) {
+    pub(super) async fn fetch_all(&self, servers: &[OwnedServerName], also_notaries: bool, cause: &Cause) {
         let servers = stream::iter(servers.to_vec());
         let fetches = servers.map(|server| async move {
-            if let Some(mut started) = self.start(&server, also_notaries, None) {
+            if let Some(mut started) = self.start(&server, also_notaries, Place::Wanted(cause.clone())) {
                 // It ends when its sender is dropped.
                 let _ = started.changed().await;
             }
@@ -137,12 +171,7 @@ impl KeyStore {
     }
 
     /// Starts to fetch the keys of a server, or joins in where that is under way.
-    fn start(
-        &self,
-        server: &ServerName,
-        also_notaries: bool,
-        visit: Option<Visit>,
-    ) -> Option<watch::Receiver<()>> {
+    fn start(&self, server: &ServerName, also_notaries: bool, place: Place) -> Option<watch::Receiver<()>> {
         let inner = &self.0;
         if inner.own(server).is_some() || inner.access.check(server).is_err() {
             return None;
@@ -160,10 +189,11 @@ impl KeyStore {
         let running = Running { inner: inner.clone(), server: server.to_owned(), _sender: sender };
         tokio::spawn(async move {
             let inner = &running.inner;
-            // A stranger's place is in the visit.
-            let place = if visit.is_none() { inner.places.acquire().await.ok() } else { None };
+            let _place = match place {
+                Place::Taken(visit) => (visit, None),
+                Place::Wanted(cause) => (None, Some(inner.places.wait(cause, 1).await)),
+            };
             inner.fetch(&running.server, also_notaries).await;
-            drop((place, visit));
         });
         Some(receiver)
     }
@@ -190,6 +220,14 @@ impl KeyStore {
             }
         }
     }
+}
+
+/// Where a fetch has its place.
+enum Place {
+    /// Among those of strangers; none where it joins in.
+    Taken(Option<Visit>),
+    /// To be found among those of whoever caused it.
+    Wanted(Cause),
 }
 
 /// A fetch that is under way. When it ends, however it ends, those who wait are told.

@@ -1,7 +1,7 @@
 //! Other servers' signing keys: fetched from them or from notaries, kept, and shown to others as a notary.
 //! * An answer is believed if its own keys signed it; a notary's only if the notary signed it too.
 //! * What was once known of a key stays known, so that old events can be checked when their server is gone.
-//! * One fetch per server at a time, a bounded number at once and for one asker, none again within [`ASKED_AGAIN_MS`]; failures are
+//! * One fetch per server at a time, a bounded number at once, of which whoever makes us ask has a share, none again within [`ASKED_AGAIN_MS`]; failures are
 //!   remembered, longer each time. A fetch goes on when those who waited for it have left.
 
 mod fetch;
@@ -23,7 +23,7 @@ use hearth_store::{Blob, Commit, CommitError, Store, StoreError};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName, UInt};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 pub use self::{
     needs::{KeyNeeds, SIGNATURES_PER_SERVER},
@@ -35,6 +35,7 @@ use crate::{
     access::Access,
     keys::{OldVerifyKey, server_keys},
     network::Network,
+    shares::Shares,
     tables::{KEY_RESPONSES, SERVER_KEYS, ServerKeysRow},
 };
 
@@ -64,8 +65,8 @@ struct Inner {
     known: Cache<OwnedServerName, Arc<ServerKeysRow>>,
     fetching: Mutex<HashMap<OwnedServerName, watch::Receiver<()>>>,
     failed: Cache<OwnedServerName, fetch::Failed>,
-    places: Semaphore,
-    strangers: Arc<strangers::Strangers>,
+    places: Shares<fetch::Cause>,
+    strangers: strangers::Strangers,
 }
 
 /// The keys of a server that this process is.
@@ -141,8 +142,8 @@ impl KeyStore {
             known: Cache::new(SERVERS_IN_MEMORY),
             fetching: Mutex::default(),
             failed: Cache::new(SERVERS_IN_MEMORY),
-            places: Semaphore::new(fetch::FETCHES_AT_ONCE),
-            strangers: Arc::default(),
+            places: Shares::new(fetch::FETCHES_AT_ONCE),
+            strangers: strangers::Strangers::default(),
         }))
     }
 

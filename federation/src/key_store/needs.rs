@@ -16,12 +16,27 @@ pub const SIGNATURES_PER_SERVER: usize = 4;
 
 /// Keys that are needed: of each server sets of key IDs, of which one must be valid up to a time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct KeyNeeds(BTreeMap<OwnedServerName, BTreeMap<Vec<String>, u64>>);
+pub struct KeyNeeds {
+    keys: BTreeMap<OwnedServerName, BTreeMap<Vec<String>, u64>>,
+    because_of: Option<OwnedServerName>,
+}
 
 impl KeyNeeds {
     /// None yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// It is this server that makes us need them. Of the keys that are fetched at once, only a part is fetched because of
+    /// one server.
+    #[must_use]
+    pub fn because_of(self, server: &ServerName) -> Self {
+        Self { because_of: Some(server.to_owned()), ..self }
+    }
+
+    /// Who makes us need them.
+    pub(super) fn cause(&self) -> Option<&OwnedServerName> {
+        self.because_of.as_ref()
     }
 
     /// What an event's signatures need, by the rules of its room's version.
@@ -58,9 +73,9 @@ impl KeyNeeds {
 
     /// One of these keys, valid up to that time.
     pub fn add(&mut self, server: &ServerName, key_ids: Vec<String>, at_ms: u64) {
-        let of_server = match self.0.get_mut(server) {
+        let of_server = match self.keys.get_mut(server) {
             Some(of_server) => of_server,
-            None => self.0.entry(server.to_owned()).or_default(),
+            None => self.keys.entry(server.to_owned()).or_default(),
         };
         let until = of_server.entry(key_ids).or_default();
         *until = at_ms.max(*until);
@@ -68,12 +83,12 @@ impl KeyNeeds {
 
     /// The servers whose keys are needed.
     pub fn servers(&self) -> impl Iterator<Item = &OwnedServerName> {
-        self.0.keys()
+        self.keys.keys()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.keys.is_empty()
     }
 
     /// Whether what is known of a server is all that is needed.
@@ -92,7 +107,7 @@ impl KeyNeeds {
     }
 
     fn of(&self, server: &ServerName) -> impl Iterator<Item = (&[String], u64)> {
-        self.0.get(server).into_iter().flatten().map(|(ids, at_ms)| (ids.as_slice(), *at_ms))
+        self.keys.get(server).into_iter().flatten().map(|(ids, at_ms)| (ids.as_slice(), *at_ms))
     }
 }
 

@@ -9,7 +9,7 @@ use hearth_dag::{
 use hearth_store::StoreError;
 use ruma::{OwnedServerName, ServerName};
 
-use super::{ASKED_AGAIN_MS, KeyStore};
+use super::{ASKED_AGAIN_MS, KeyStore, fetch::Cause};
 use crate::tables::{KEY_RESPONSES, ServerKeysRow};
 
 /// Servers of one question that are looked at.
@@ -103,7 +103,7 @@ impl KeyStore {
             }
         }
         // Not by way of other notaries: two that trust each other would ask in circles. Late ones are left out.
-        let _ = tokio::time::timeout(QUERY_TIME, self.fetch_all(&to_ask, false)).await;
+        let _ = tokio::time::timeout(QUERY_TIME, self.fetch_all(&to_ask, false, &Cause::Notary)).await;
         let mut answer = String::from("{\"server_keys\":[");
         let mut first = true;
         for server in query.0.keys() {

@@ -1,7 +1,7 @@
 //! Joining a room that is elsewhere: a template from a server in it, our join sent there, and its answer made our room.
 //! * Who waits is let in as soon as the room is known without its members; they follow (`complete.rs`).
 //! * Joins of one room go one after another: whoever comes second finds the room here. A server that cannot be used is
-//!   passed over for the next.
+//!   passed over for the next. Who has a place is said in `places.rs`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -15,11 +15,14 @@ use super::{
     asking::{Asking, candidates},
     template::CheckedTemplate,
 };
-use crate::client::{JoinAnswer, Json, Template};
+use crate::{
+    client::{JoinAnswer, Json, RequestError, Template},
+    network::NetworkError,
+};
 
 /// A join takes no longer than this, whatever the servers do.
 pub const JOIN_TIME: Duration = Duration::from_secs(300);
-/// Rooms that are entered at the same time: each may hold a large answer in memory.
+/// Rooms that are entered at the same time: entering one keeps the store busy.
 pub const JOINS_AT_ONCE: usize = 8;
 /// A server that was found is not looked for longer than this.
 const ASKING_TIME: Duration = Duration::from_secs(45);
@@ -57,6 +60,8 @@ impl Parts {
         join: &Join,
         via: &[OwnedServerName],
     ) -> Result<OwnedRoomId, RemoteRoomError> {
+        // In the line of the user first: a room is not kept from others by who waits for their own joins.
+        let _of_user = self.joins.of_user(&join.user).await?;
         let _entry = self.entries.of(&join.room).await;
         // Another user may have been faster.
         if let Joined::Here(room) = self.join_here(join).await? {
@@ -105,9 +110,10 @@ impl Parts {
         }
         let content = join.profile.member_content("join", join.reason.as_deref());
         let pdu = checked.build(self, &join.room, &join.user, content)?;
-        let _place = self.joins.acquire().await;
+        let busy = |_| RequestError::from(NetworkError::Busy);
+        let _place = self.joins.through(server).await.map_err(busy)?;
         let client = self.client_for(join.user.server_name());
-        let answer = client.send_join(server, &join.room, pdu.event_id(), pdu.json(), true).await?;
+        let (answer, _large) = self.joins.ask(&client, server, &join.room, &pdu).await?;
         let enter = self.read_answer(join, server, &checked, pdu, answer).await?;
         let entered = self.rooms.enter_room(enter).await.map_err(Unusable::from)?;
         if entered.dropped > 0 {
@@ -201,7 +207,7 @@ impl Parts {
 #[derive(Debug, thiserror::Error)]
 enum Failed {
     #[error(transparent)]
-    Request(#[from] crate::client::RequestError),
+    Request(#[from] RequestError),
     #[error(transparent)]
     Answer(#[from] Unusable),
 }

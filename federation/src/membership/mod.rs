@@ -9,6 +9,7 @@ mod invite;
 mod join;
 mod knock;
 mod leave;
+mod places;
 mod template;
 
 use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
@@ -18,7 +19,7 @@ use hearth_store::StoreError;
 use parking_lot::Mutex;
 use ruma::{OwnedRoomId, OwnedServerName, RoomId, RoomVersionId, ServerName};
 use tokio::{
-    sync::{Notify, OwnedMutexGuard, Semaphore},
+    sync::{Notify, OwnedMutexGuard},
     task::JoinSet,
 };
 
@@ -27,8 +28,12 @@ pub use self::{
     asking::CANDIDATES_MAX,
     complete::{COMPLETIONS_AT_ONCE, RETRY_FIRST, RETRY_LONGEST},
     join::{JOIN_TIME, JOINS_AT_ONCE},
+    places::{JOIN_BYTES, JOIN_BYTES_IN_ALL, JOINS_OF_A_USER, JOINS_THROUGH_A_SERVER, LARGE_JOINS_AT_ONCE},
 };
-use crate::{client::RemoteError, federation::Federation, lookups::Lookups, policy::Policy};
+use crate::{
+    client::RemoteError, federation::Federation, history::Histories, lookups::Lookups, policy::Policy,
+    turns::Crowded,
+};
 
 /// Who needs to know all members of a room waits for them so long.
 pub const MEMBERS_TIME: Duration = Duration::from_secs(30);
@@ -49,13 +54,14 @@ pub(crate) struct Parts {
     policy: Policy,
     /// Rooms that are being joined.
     entries: Arc<Entries>,
-    /// Rooms whose history is being fetched.
-    pub(crate) histories: Arc<Entries>,
+    /// History that is being fetched.
+    pub(crate) histories: Arc<Histories>,
     /// A room is to be completed.
     partial: Arc<Notify>,
     /// A room was completed, or failed to be.
     completed: Arc<Notify>,
-    joins: Arc<Semaphore>,
+    /// Who may join now.
+    joins: Arc<places::Places>,
 }
 
 /// Rooms in which something is under way: one after another, as the second may find it done.
@@ -98,6 +104,9 @@ pub enum RemoteRoomError {
     /// It took too long.
     #[error("the servers of the room took too long")]
     Timeout,
+    /// The user has too much under way already.
+    #[error("too many rooms are being joined")]
+    Busy(#[from] Crowded),
     /// The room's version is none of ours.
     #[error("this server does not know room version {0}")]
     UnknownVersion(RoomVersionId),
@@ -163,7 +172,7 @@ impl RemoteRooms {
             histories: Arc::default(),
             partial: Arc::default(),
             completed: Arc::default(),
-            joins: Arc::new(Semaphore::new(JOINS_AT_ONCE)),
+            joins: Arc::default(),
         };
         let remote = Self { parts, lookups: Arc::default(), tasks: Arc::default() };
         if remote.parts.federation.access().is_on() {
@@ -196,16 +205,19 @@ impl RemoteRooms {
         work: impl Future<Output = T> + Send + 'static,
     ) -> Option<T> {
         let (done, result) = tokio::sync::oneshot::channel();
-        {
-            let mut tasks = self.tasks.lock();
-            // Those that ended leave the set.
-            while tasks.try_join_next().is_some() {}
-            tasks.spawn(async move {
-                // Nobody may wait for it any more.
-                let _ = done.send(work.await);
-            });
-        }
+        self.spawn(async move {
+            // Nobody may wait for it any more.
+            let _ = done.send(work.await);
+        });
         result.await.ok()
+    }
+
+    /// Runs as long as the server does, or until it is done.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock();
+        // Those that ended leave the set.
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(work);
     }
 
     async fn run<T: Send + 'static>(

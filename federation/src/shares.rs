@@ -1,0 +1,152 @@
+//! Something scarce that all askers share: places, or bytes.
+//! * Whoever asks may hold as much as is free beside it, and no more: one asker gets half, the next one half of the rest.
+//!   Whoever never gives anything back ties down a part, whatever the number of their requests; to leave nothing to
+//!   somebody new takes several askers.
+//! * Nobody has a place in a line that another could fill: who finds nothing is refused, or waits without one.
+
+use std::{collections::HashMap, hash::Hash, net::IpAddr, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// What is shared. Cheap to clone.
+#[derive(Debug)]
+pub struct Shares<K>(Arc<Inner<K>>);
+
+#[derive(Debug)]
+struct Inner<K> {
+    most: usize,
+    taken: Mutex<Taken<K>>,
+    freed: Notify,
+}
+
+#[derive(Debug)]
+struct Taken<K> {
+    all: usize,
+    by: HashMap<K, usize>,
+}
+
+/// What one asker holds, until it is dropped.
+#[derive(Debug)]
+pub struct Share<K: Eq + Hash> {
+    of: Arc<Inner<K>>,
+    who: K,
+    held: usize,
+}
+
+impl<K> Clone for Shares<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K: Clone + Eq + Hash> Shares<K> {
+    /// So much for all.
+    pub fn new(most: usize) -> Self {
+        let taken = Mutex::new(Taken { all: 0, by: HashMap::new() });
+        Self(Arc::new(Inner { most, taken, freed: Notify::new() }))
+    }
+
+    /// Nothing yet, for an asker who will take more bit by bit.
+    pub fn open(&self, who: K) -> Share<K> {
+        Share { of: self.0.clone(), who, held: 0 }
+    }
+
+    /// So much for an asker, if there is as much for them.
+    pub fn take(&self, who: K, amount: usize) -> Option<Share<K>> {
+        let mut share = self.open(who);
+        share.grow(amount).then_some(share)
+    }
+
+    /// The same for somebody who can wait.
+    pub async fn wait(&self, who: K, amount: usize) -> Share<K> {
+        loop {
+            let freed = self.0.freed.notified();
+            tokio::pin!(freed);
+            // From here on nothing that is given back goes unnoticed.
+            freed.as_mut().enable();
+            if let Some(share) = self.take(who.clone(), amount) {
+                return share;
+            }
+            freed.await;
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Share<K> {
+    /// Takes more. Says whether there was as much.
+    pub fn grow(&mut self, by: usize) -> bool {
+        let mut taken = self.of.taken.lock();
+        let free = self.of.most.saturating_sub(taken.all);
+        let held = taken.by.get(&self.who).copied().unwrap_or(0);
+        if held.saturating_add(by) > free {
+            return false;
+        }
+        taken.all += by;
+        taken.by.insert(self.who.clone(), held + by);
+        self.held += by;
+        true
+    }
+}
+
+impl<K: Eq + Hash> Drop for Share<K> {
+    fn drop(&mut self) {
+        if self.held == 0 {
+            // Nobody who waits could take anything of it.
+            return;
+        }
+        let mut taken = self.of.taken.lock();
+        taken.all = taken.all.saturating_sub(self.held);
+        if let Some(held) = taken.by.get_mut(&self.who) {
+            *held = held.saturating_sub(self.held);
+            if *held == 0 {
+                taken.by.remove(&self.who);
+            }
+        }
+        drop(taken);
+        self.of.freed.notify_waiters();
+    }
+}
+
+/// Whoever has one address of the sixth version has very many.
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 72 << 72).into()),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_gets_half_and_somebody_new_always_some() {
+        let shares = Shares::new(100);
+        let mut first = shares.open("a");
+        assert!(first.grow(30) && first.grow(20) && !first.grow(1));
+        assert!(shares.take("a", 1).is_none(), "whichever way they ask");
+        let second = shares.take("b", 25).unwrap();
+        assert!(shares.take("b", 1).is_none() && shares.take("c", 12).is_some());
+        drop((first, second));
+        assert!(shares.take("b", 50).is_some(), "what is given back is free again");
+        assert!(shares.take("b", 51).is_none());
+        assert!(shares.0.taken.lock().by.is_empty(), "who holds nothing is forgotten");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_gets_what_is_given_back() {
+        let shares = Shares::new(2);
+        let held = shares.take("a", 1).unwrap();
+        let waiting = tokio::spawn({
+            let shares = shares.clone();
+            async move { shares.wait("a", 1).await }
+        });
+        let other = shares.wait("b", 1).await;
+        drop(held);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished(), "the other one has what is left");
+        drop(other);
+        waiting.await.unwrap();
+    }
+}
