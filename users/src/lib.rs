@@ -41,7 +41,7 @@ pub use devices::{DISPLAY_NAME_MAX, Device, DeviceError};
 pub use directory::{CANDIDATES_MAX, Found, Person, SEARCH_LIMIT_MAX};
 pub use endings::SessionEnd;
 pub use filters::{FILTER_MAX, FILTERS_PER_USER, FilterError};
-pub use openid::{OPENID_TOKEN_LIFETIME, OPENID_TOKENS_MAX};
+pub use openid::{OPENID_TOKEN_LIFETIME, OPENID_TOKENS_MAX, OPENID_TOKENS_OF_USER};
 pub use passwords::{PasswordCost, PasswordError, PasswordHash};
 pub use presence::{Presence, PresenceOptions, PresenceView, Syncing};
 pub use profiles::{PROFILE_KEY_MAX, PROFILE_MAX, Profile, ProfileChange, ProfileError};

@@ -1,6 +1,7 @@
 //! What users have and do, on the memory store, and once on sled.
 
 mod accounts;
+mod openid;
 mod profiles;
 mod receipts;
 mod sessions;
