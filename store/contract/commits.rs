@@ -139,6 +139,10 @@ pub async fn past_the_bounds_nothing_is_written(here: Here) {
         Err(CommitError::Store(StoreError::TooLarge { size, limit, .. })) => (size, limit),
         other => panic!("{other:?}"),
     };
+    let too_many = |outcome: Result<_, CommitError>| match outcome {
+        Err(CommitError::Store(StoreError::CommitTooLarge { size, limit, .. })) => (size, limit),
+        other => panic!("{other:?}"),
+    };
     let mut commit = Commit::new();
     commit.put(&HEADS, &1, &1);
     commit.put(&PAIRS, &(1, 1), &Blob(vec![0; VALUE_MAX + 1].into()));
@@ -153,13 +157,13 @@ pub async fn past_the_bounds_nothing_is_written(here: Here) {
     for n in 0..=COMMIT_ROWS as u64 {
         commit.put(&HEADS, &n, &1);
     }
-    assert_eq!(too_large(store.commit(commit).await), (COMMIT_ROWS + 1, COMMIT_ROWS));
+    assert_eq!(too_many(store.commit(commit).await), (COMMIT_ROWS + 1, COMMIT_ROWS));
 
     let mut commit = Commit::new();
     for n in 0..180 {
         commit.put(&PAIRS, &(0, n), &Blob(vec![0; VALUE_MAX].into()));
     }
-    assert_eq!(too_large(store.commit(commit).await).1, COMMIT_BYTES);
+    assert_eq!(too_many(store.commit(commit).await).1, COMMIT_BYTES);
     assert_eq!(store.get(&HEADS, &1).await.unwrap(), None);
 
     let mut commit = Commit::new();

@@ -14,8 +14,19 @@ const HEADS: Table<u64, u64> = Table::mutable("heads", Space(0x20));
 const PARTS: Table<(u64, u64, u64), Blob> = Table::new("parts", Space(0x21));
 const DONE: Table<(u64, u64), Positioned<Blob>> = Table::chunked("done", Space(0x22));
 const STREAM: Table<StreamPosition, Step> = Table::new("stream", Space(0x23));
+/// Large rows that come together, and go together: they make whole segments free at once.
+const PILES: Table<(u64, u64), Blob> = Table::new("piles", Space(0x24));
+/// Whether there are piles. One row.
+const WITH_PILES: Table<(), ()> = Table::new("with_piles", Space(0x25));
 const WRITERS: u64 = 12;
+/// Writers that have a pile, how many rows it has, in how many steps they come, and after how many it goes.
+const PILING: u64 = 4;
+const PILE: u64 = 120;
+const PILE_GROWS: u64 = 3;
+const PILE_EVERY: u64 = 7;
 const DIRECTORY: &str = "HEARTH_STORE_TEST_DIRECTORY";
+const ONLY_OPEN: &str = "HEARTH_STORE_TEST_ONLY_OPEN";
+const PILES_TOO: &str = "HEARTH_STORE_TEST_PILES";
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Step {
@@ -54,6 +65,22 @@ pub fn child(directory: &Path) -> Command {
     command
 }
 
+/// A child that writes much more, and deletes as much.
+#[allow(dead_code, reason = "not every test needs one")]
+pub fn piling_child(directory: &Path) -> Command {
+    let mut command = child(directory);
+    command.env(PILES_TOO, "1");
+    command
+}
+
+/// A child that only opens the store and closes it.
+#[allow(dead_code, reason = "not every test needs one")]
+pub fn opening_child(directory: &Path) -> Command {
+    let mut command = child(directory);
+    command.env(ONLY_OPEN, "1");
+    command
+}
+
 /// Writes for ever, if this process is such a child. Each test binary has a test `writer` that calls this.
 pub fn run_if_child() {
     let Some(directory) = std::env::var_os(DIRECTORY) else { return };
@@ -61,7 +88,17 @@ pub fn run_if_child() {
     runtime.block_on(async {
         let store = Store::open_sled(Path::new(&directory), options()).await.unwrap();
         say("open");
-        let writers: Vec<_> = (0..WRITERS).map(|writer| tokio::spawn(write(store.clone(), writer))).collect();
+        if std::env::var_os(ONLY_OPEN).is_some() {
+            return store.close().await;
+        }
+        let piles = std::env::var_os(PILES_TOO).is_some();
+        if piles {
+            let mut commit = Commit::new();
+            commit.put(&WITH_PILES, &(), &());
+            store.commit(commit).await.unwrap();
+        }
+        let write = |writer| tokio::spawn(write(store.clone(), writer, piles && writer < PILING));
+        let writers: Vec<_> = (0..WRITERS).map(write).collect();
         for writer in writers {
             writer.await.unwrap();
         }
@@ -78,11 +115,15 @@ fn say(line: &str) {
     std::io::stdout().flush().unwrap();
 }
 
-async fn write(store: Store, writer: u64) {
+async fn write(store: Store, writer: u64, piles: bool) {
     let mut number = store.get(&HEADS, &writer).await.unwrap().unwrap_or(0);
     loop {
         number += 1;
-        match store.commit(step(writer, number)).await {
+        let mut commit = step(writer, number);
+        if piles {
+            pile(&mut commit, writer, number);
+        }
+        match store.commit(commit).await {
             Ok(done) => say(&format!("ack {writer} {number} {}", done.last())),
             Err(CommitError::Store(error)) => return say(&format!("refused {error}")),
             Err(CommitError::Conflict) => panic!("nobody else writes these rows"),
@@ -110,6 +151,24 @@ fn step(writer: u64, number: u64) -> Commit {
     }
     commit.put(&DONE, &(writer, number % 7), &Positioned { position, value: long(writer, number) });
     commit
+}
+
+fn pile(commit: &mut Commit, writer: u64, number: u64) {
+    for row in pile_after(number - 1)..pile_after(number) {
+        commit.put(&PILES, &(writer, row), &piled(writer, row));
+    }
+    for row in pile_after(number)..pile_after(number - 1) {
+        commit.delete(&PILES, &(writer, row));
+    }
+}
+
+fn pile_after(number: u64) -> u64 {
+    let step = number % PILE_EVERY;
+    if step + 1 == PILE_EVERY { 0 } else { step.min(PILE_GROWS) * (PILE / PILE_GROWS) }
+}
+
+fn piled(writer: u64, row: u64) -> Blob {
+    bytes(noise(writer, row, 300), 5_000)
 }
 
 fn noise(writer: u64, number: u64, part: u64) -> u64 {
@@ -155,6 +214,14 @@ pub async fn check(directory: &Path, acknowledged: &[Acknowledged]) -> u64 {
     let found = store.range(&PARTS, PARTS.all(), Order::Forward, usize::MAX).await.unwrap();
     let found: BTreeSet<_> = found.into_iter().map(|(key, value)| (key, value.0)).collect();
     assert!(found == expected, "what is there of the commits is whole, and nothing else is there");
+    let piling = store.get(&WITH_PILES, &()).await.unwrap().map_or(0, |()| PILING);
+    for writer in 0..piling {
+        let head = store.get(&HEADS, &writer).await.unwrap().unwrap_or(0);
+        let piles = PILES.prefix(&(writer,));
+        let found = store.range(&PILES, piles, Order::Forward, usize::MAX).await.unwrap();
+        assert_eq!(found.len() as u64, pile_after(head), "the pile of writer {writer} after {head}");
+        assert!(found.iter().all(|((_, row), value)| *value == piled(writer, *row)));
+    }
 
     let stream = store.range(&STREAM, STREAM.all(), Order::Forward, usize::MAX).await.unwrap();
     assert_eq!(stream.len() as u64, total);

@@ -242,11 +242,7 @@ impl Commit {
         let bounds = [("rows", self.rows(), COMMIT_ROWS), ("bytes", self.bytes(), COMMIT_BYTES)];
         for (unit, size, limit) in bounds {
             if size > limit {
-                return Err(StoreError::TooLarge {
-                    what: format!("a commit counted in {unit}"),
-                    size,
-                    limit,
-                });
+                return Err(StoreError::CommitTooLarge { unit, size, limit });
             }
         }
         Ok(())

@@ -8,9 +8,12 @@ pub enum StoreError {
     /// A row does not decode: written by something else, or damaged.
     #[error("table {table}: the row {key} does not decode: {reason}")]
     Corrupt { table: &'static str, key: String, reason: String },
-    /// A key, value or commit is past its bound. Nothing of the commit was written.
+    /// A key or value is past its bound. Nothing of the commit was written.
     #[error("{what} has {size}, the limit is {limit}")]
     TooLarge { what: String, size: usize, limit: usize },
+    /// Rows that would each fit are too many for one commit. Nothing of it was written.
+    #[error("a commit has {size} {unit}, the limit is {limit}")]
+    CommitTooLarge { unit: &'static str, size: usize, limit: usize },
     /// The commit itself makes no sense, such as a precondition on a position that is not known yet.
     #[error("not a valid commit: {0}")]
     Invalid(String),

@@ -23,9 +23,11 @@ use crate::{
 /// How many rows are applied at once, unless a single commit has more: for so long readers may have to wait.
 const BATCH_ROWS: usize = 400;
 /// How many bytes of commits are applied at once, unless a single commit has more.
-pub(crate) const BATCH_BYTES: usize = 128 * 1024;
+const BATCH_BYTES: usize = 128 * 1024;
 /// How many rows are made durable at once.
 const GROUP_ROWS: usize = 4000;
+/// How many bytes of commits are made durable at once, unless a single commit has more.
+const GROUP_BYTES: usize = 448 * 1024;
 
 /// What a local engine is made of. Everything is synchronous: only the group commit writes.
 pub(crate) trait Disk: Send + Sync + 'static {
@@ -89,10 +91,11 @@ impl<D: Disk> Committer<D> {
 
     /// Takes from the front of the queue what may be flushed together.
     pub(crate) fn gather(queue: &mut VecDeque<Request>) -> Vec<Request> {
-        let mut rows = 0;
+        let (mut rows, mut bytes) = (0, 0);
         let fits = |request: &&Request| {
             rows += request.commit.rows();
-            rows <= GROUP_ROWS
+            bytes += request.commit.bytes();
+            rows <= GROUP_ROWS && bytes <= GROUP_BYTES
         };
         let count = queue.iter().take_while(fits).count().max(1);
         queue.drain(..count.min(queue.len())).collect()

@@ -18,6 +18,8 @@ use crate::{
 
 /// How many rows are deleted at a time: short, since readers have to wait.
 const STEP_ROWS: usize = 250;
+/// And how many bytes of them, so that little of the engine's files becomes free at once.
+const STEP_BYTES: usize = 64 * 1024;
 /// How long to wait when writing is refused.
 const RETRY: Duration = Duration::from_secs(10);
 
@@ -66,9 +68,14 @@ async fn work_off(engine: &Weak<dyn Engine>, done: &watch::Sender<()>) -> Result
 async fn delete_some(engine: &dyn Engine, id: StreamPosition, job: &RangeJob) -> Result<bool, StoreError> {
     let scan = Scan { start: &job.start, end: &job.end, order: Order::Forward, limit: STEP_ROWS };
     let rows = engine.range(scan).await?;
-    let last = rows.len() < STEP_ROWS;
+    let (mut last, mut bytes) = (rows.len() < STEP_ROWS, 0);
     let mut commit = Commit::new();
-    for (key, _) in &rows {
+    for (key, value) in &rows {
+        if bytes > STEP_BYTES {
+            last = false;
+            break;
+        }
+        bytes += key.len() + value.len();
         commit.delete_raw(key, job.mutable);
     }
     if last {

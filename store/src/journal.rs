@@ -13,18 +13,21 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, fadvise};
 
-use crate::StoreError;
-use crate::group::{BATCH_BYTES, Rows};
+use crate::group::Rows;
 use crate::sled::damaged;
+use crate::{COMMIT_BYTES, StoreError};
 
 const NAME: &str = "journal";
+const NEW_NAME: &str = "journal.new";
 const HEADER: &[u8] = b"hearth-journal 1\n";
 /// What file systems and disks write at once.
 const BLOCK: usize = 4096;
 /// How long the file gets, and what is read of it on opening.
 const LENGTH_MAX: usize = 4 * 1024 * 1024;
-/// The longest record. A longer group is left to the engine.
-const RECORD_MAX: usize = 1024 * 1024;
+/// The longest record: larger than any commit, and than what is gathered of several. A longer one is left to the engine.
+const RECORD_MAX: usize = 5 * COMMIT_BYTES / 2;
+/// Memory that is kept from one record to the next.
+const KEPT: usize = 1024 * 1024;
 /// By so many bytes of zeros the file grows: what is overwritten costs less to sync than what is appended.
 const GROW: usize = 16 * BLOCK;
 /// The first byte of a block that begins a record.
@@ -56,24 +59,38 @@ pub(crate) struct Record {
     pub(crate) batches: Vec<Vec<Row>>,
 }
 
+/// What became of batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Appended {
+    Durable,
+    /// They fit once the journal begins anew.
+    Full,
+    TooLong,
+}
+
+// What fits into a record fits into a journal.
+const _: () = assert!((FRAME + RECORD_MAX) / (BLOCK - 1) + 2 <= LENGTH_MAX / BLOCK);
+
 /// A key and its value, if the row was not deleted.
 pub(crate) type Row = (Vec<u8>, Option<Vec<u8>>);
 
 impl Journal {
-    /// An empty one, in place of whatever is there. The caller syncs the directory.
+    /// An empty one, in place of whatever is there: it has its name once it is whole on the disk. The caller syncs the
+    /// directory.
     pub(crate) fn create(directory: &Path) -> Result<Self, StoreError> {
-        let path = directory.join(NAME);
+        let (path, new) = (directory.join(NAME), directory.join(NEW_NAME));
         let make = || {
             // Not through an existing file, which somebody may have linked.
-            match fs::remove_file(&path) {
+            match fs::remove_file(&new) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            let mut file = File::options().read(true).write(true).create_new(true).open(&path)?;
+            let mut file = File::options().read(true).write(true).create_new(true).open(&new)?;
             let mut header = vec![0; BLOCK];
             header[..HEADER.len()].copy_from_slice(HEADER);
             file.write_all(&header)?;
             file.sync_all()?;
+            fs::rename(&new, &path)?;
             Ok(file)
         };
         let file = make().map_err(|error| StoreError::io(&path, "making the journal", error))?;
@@ -110,11 +127,14 @@ impl Journal {
         &self.path
     }
 
-    /// Returns when the batches, of which `last` is the number of the last one, are on the disk; or `false` if they
-    /// are too long, or the journal is full.
-    pub(crate) fn append(&mut self, last: u64, batches: &[Rows<'_>]) -> Result<bool, StoreError> {
-        if !self.encode(last, batches) || self.at + self.blocks.len() > LENGTH_MAX {
-            return Ok(false);
+    /// Returns when the batches, of which `last` is the number of the last one, are on the disk, or when they cannot be
+    /// here.
+    pub(crate) fn append(&mut self, last: u64, batches: &[Rows<'_>]) -> Result<Appended, StoreError> {
+        if !self.encode(last, batches) {
+            return Ok(Appended::TooLong);
+        }
+        if self.at + self.blocks.len() > LENGTH_MAX {
+            return Ok(Appended::Full);
         }
         let end = self.at + self.blocks.len();
         let mut write = || {
@@ -131,7 +151,9 @@ impl Journal {
         };
         write().map_err(|error| StoreError::io(&self.path, "writing the journal", error))?;
         self.at = end;
-        Ok(true)
+        self.record.shrink_to(KEPT);
+        self.blocks.shrink_to(KEPT);
+        Ok(Appended::Durable)
     }
 
     /// For when the engine has all of it on the disk.
@@ -148,7 +170,6 @@ impl Journal {
         out.extend_from_slice(&first.to_be_bytes());
         out.extend_from_slice(&(batches.len() as u32).to_be_bytes());
         for rows in batches {
-            let start = out.len();
             out.extend_from_slice(&(rows.len() as u32).to_be_bytes());
             for (key, value) in rows {
                 out.extend_from_slice(&(key.len() as u32).to_be_bytes());
@@ -157,7 +178,7 @@ impl Journal {
                 );
                 out.extend_from_slice(key);
                 out.extend_from_slice(value.as_deref().unwrap_or_default());
-                if out.len() > RECORD_MAX || out.len() - start > 2 * BATCH_BYTES {
+                if out.len() > RECORD_MAX {
                     return false;
                 }
             }
@@ -253,8 +274,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(Journal::open(dir.path()).unwrap().is_none());
         let mut journal = Journal::create(dir.path()).unwrap();
-        assert!(journal.append(1, &[batch(1, 10)]).unwrap());
-        assert!(journal.append(3, &[batch(2, 5000), batch(3, 0)]).unwrap());
+        assert_eq!(journal.append(1, &[batch(1, 10)]).unwrap(), Appended::Durable);
+        assert_eq!(journal.append(3, &[batch(2, 5000), batch(3, 0)]).unwrap(), Appended::Durable);
         let (_, records) = reopened(dir.path());
         assert_eq!(numbers(&records), [(1, 1), (2, 2)]);
         let mut rows = records[1].batches[0].clone();
@@ -267,7 +288,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::create(dir.path()).unwrap();
         for number in 1..=3 {
-            assert!(journal.append(number, &[batch(number, 6000)]).unwrap());
+            assert_eq!(journal.append(number, &[batch(number, 6000)]).unwrap(), Appended::Durable);
         }
         let whole = fs::read(journal.path()).unwrap();
         // Each record has two blocks. One bit is flipped at a time.
@@ -288,19 +309,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::create(dir.path()).unwrap();
         let mut number = 0;
-        while journal.append(number + 1, &[batch(number + 1, 100_000)]).unwrap() {
+        while journal.append(number + 1, &[batch(number + 1, 100_000)]).unwrap() == Appended::Durable {
             number += 1;
         }
         assert!(number > 30);
-        while journal.append(number + 1, &[batch(number + 1, 10)]).unwrap() {
+        while journal.append(number + 1, &[batch(number + 1, 10)]).unwrap() == Appended::Durable {
             number += 1;
         }
         assert_eq!(fs::metadata(journal.path()).unwrap().len(), LENGTH_MAX as u64);
         assert_eq!(reopened(dir.path()).1.len() as u64, number);
         journal.rewind();
         // The first makes room for itself where several smaller ones fit.
-        assert!(journal.append(number + 1, &[batch(number + 1, 10)]).unwrap());
-        assert!(journal.append(number + 2, &[batch(number + 2, 10)]).unwrap());
+        assert_eq!(journal.append(number + 1, &[batch(number + 1, 10)]).unwrap(), Appended::Durable);
+        assert_eq!(journal.append(number + 2, &[batch(number + 2, 10)]).unwrap(), Appended::Durable);
         let (_, records) = reopened(dir.path());
         assert_eq!(records.last().map(|record| record.first), Some(number + 2));
         assert!(records.iter().skip(1).zip(&records).all(|(next, record)| next.first == record.first + 1));
@@ -312,14 +333,14 @@ mod tests {
     fn what_a_record_contains_is_never_taken_for_one() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::create(dir.path()).unwrap();
-        assert!(journal.append(9, &[batch(9, 10)]).unwrap());
+        assert_eq!(journal.append(9, &[batch(9, 10)]).unwrap(), Appended::Durable);
         let forged = journal.blocks.clone();
         // Around the one that puts it at the beginning of the second block.
         for shift in BLOCK - 50..BLOCK - 20 {
             let value = [vec![0; shift], forged.clone()].concat();
             let rows = Rows::from([(Cow::Borrowed(&b"key"[..]), Some(Cow::Owned(value)))]);
             journal.rewind();
-            assert!(journal.append(1, &[rows]).unwrap());
+            assert_eq!(journal.append(1, &[rows]).unwrap(), Appended::Durable);
             let mut bytes = fs::read(journal.path()).unwrap();
             // The outer record is damaged, so that it is not passed over as a whole.
             bytes[BLOCK + 1] ^= 1;
@@ -332,9 +353,9 @@ mod tests {
     fn what_is_too_long_is_left_to_the_engine() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::create(dir.path()).unwrap();
-        assert!(!journal.append(1, &[batch(1, 2 * BATCH_BYTES)]).unwrap());
-        let many: Vec<_> = (1..=12).map(|number| batch(number, 100_000)).collect();
-        assert!(!journal.append(12, &many).unwrap());
+        assert_eq!(journal.append(1, &[batch(1, RECORD_MAX)]).unwrap(), Appended::TooLong);
+        let many: Vec<_> = (1..=30).map(|number| batch(number, 100_000)).collect();
+        assert_eq!(journal.append(30, &many).unwrap(), Appended::TooLong);
         assert!(reopened(dir.path()).1.is_empty());
     }
 

@@ -230,6 +230,7 @@ impl<D: Disk> Disk for Held<D> {
 mod tests {
     use super::*;
     use crate::group::Rows;
+    use crate::journal::{Appended, Journal};
     use crate::memory::Memory;
     use crate::{Blob, CommitError, Space, Table};
 
@@ -304,6 +305,64 @@ mod tests {
         let load =
             |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
         assert_eq!((load(&counters.commits), load(&counters.flushes)), (64, 2));
+    }
+
+    /// A disk that is nothing but a journal.
+    struct Journaled(Mutex<Journal>, Memory);
+
+    impl Disk for Journaled {
+        fn get(&self, key: &[u8]) -> Result<Option<Data>, StoreError> {
+            self.1.get(key)
+        }
+        fn range(&self, scan: Scan<'_>) -> Result<Vec<(Data, Data)>, StoreError> {
+            self.1.range(scan)
+        }
+        fn write(&self, last: u64, batches: &[Rows<'_>]) -> Result<Duration, StoreError> {
+            let mut journal = self.0.lock();
+            journal.rewind();
+            assert_eq!(journal.append(last, batches)?, Appended::Durable);
+            self.1.write(last, batches)
+        }
+        fn check_reached(&self, _: u64) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn writable(&self) -> Result<(), StoreError> {
+            Ok(())
+        }
+    }
+
+    /// Also where it consists of keys, and of hardly anything else.
+    #[test]
+    fn a_group_fits_into_a_record_of_the_journal() {
+        const KEYS: Table<(u64, Vec<u8>), ()> = Table::mutable("keys", Space(0x20));
+        let large = |n| row(n, 6000);
+        let keys = |n| {
+            let mut commit = Commit::new();
+            (0..20).for_each(|k| commit.put(&KEYS, &(n, vec![k + 1; 900]), &()));
+            commit
+        };
+        let small = |n| {
+            let mut commit = Commit::new();
+            (0..20).for_each(|k| commit.put(&KEYS, &(n, vec![k]), &()));
+            commit
+        };
+        for make in [&large as &dyn Fn(u64) -> Commit, &keys, &small] {
+            let dir = tempfile::tempdir().unwrap();
+            let journal = Mutex::new(Journal::create(dir.path()).unwrap());
+            let disk = Arc::new(Journaled(journal, Memory::default()));
+            let mut committer = Committer::open(disk, Arc::default()).unwrap();
+            let request = |n| Request { commit: make(n), answer: Pending::channel().0 };
+            let mut queue: VecDeque<Request> = (0..1000).map(request).collect();
+            let mut groups = 0;
+            while !queue.is_empty() {
+                let before = queue.len();
+                let group = Committer::<Journaled>::gather(&mut queue);
+                assert_eq!(group.len() + queue.len(), before);
+                committer.run(group);
+                groups += 1;
+            }
+            assert!((3..=60).contains(&groups), "{groups}");
+        }
     }
 
     #[tokio::test]

@@ -191,7 +191,7 @@ async fn damaged_files_are_an_error_that_names_the_path() {
     let gone = damage("gone", &|files| std::fs::remove_dir_all(files).unwrap());
     assert!(gone.await == Damage::Noticed);
     let mut outcomes = Vec::new();
-    for seed in 1..=40_u64 {
+    for seed in 1..=100_u64 {
         let overwrite = |files: &Path| {
             let mut bytes = std::fs::read(files.join("db")).unwrap();
             let at = (seed * 7_919_777) as usize % (bytes.len() - 5000);
@@ -203,7 +203,7 @@ async fn damaged_files_are_an_error_that_names_the_path() {
     // sled passes over a segment whose head is damaged; only the end of its log is sure to be missed.
     let count = |outcome| outcomes.iter().filter(|other| **other == outcome).count();
     let (noticed, silent) = (count(Damage::Noticed), count(Damage::Silent));
-    println!("of 40 damages in the middle {noticed} were noticed, {silent} lost something without a word");
+    println!("of 100 damages in the middle {noticed} were noticed, {silent} lost something without a word");
     assert!(silent <= 3 && noticed >= 10);
     // sled can do without this one, since its settings are always the same.
     std::fs::write(whole.join("sled/conf"), "garbage").unwrap();
