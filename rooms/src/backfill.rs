@@ -37,8 +37,11 @@ const ROWS_OF_A_DECISION: usize = 40;
 const BYTES_OF_A_DECISION: usize = 100_000;
 const ROWS_OF_A_PLACE: usize = 250;
 const BYTES_OF_A_PLACE: usize = 350_000;
-/// Events that are gone through to find where the missing history begins.
-const FRONTIER_MAX: usize = 2000;
+/// Events that are gone through to find what leads to a gap.
+const LEADING_MAX: usize = 2000;
+/// Events that are gone through to find where the missing history begins, with each part that is placed: the room waits
+/// meanwhile. What lies behind is left to the next part.
+const FRONTIER_MAX: usize = 200;
 
 /// An event of the past, with the state before it where a peer told that.
 #[derive(Clone, Debug)]
@@ -133,7 +136,7 @@ impl Rooms {
         let mut steps = 0;
         while let Some(id) = open.pop() {
             steps += 1;
-            if steps > FRONTIER_MAX {
+            if steps > LEADING_MAX {
                 break;
             }
             let prev = match given.get(&*id) {
@@ -344,7 +347,7 @@ impl PlaceSome<'_> {
         let mut seen = 0;
         while let Some(id) = open.pop() {
             seen += 1;
-            if seen > FRONTIER_MAX {
+            if seen > FRONTIER_MAX || leads.len() > 2 * FRONTIER_MAX {
                 break;
             }
             let Some(event) = turn.held(&id).await? else { continue };
@@ -404,16 +407,18 @@ impl Turn {
         Ok(Arc::new(event))
     }
 
-    /// Those of some events that are missing. Through refused events it goes on to the ones before them.
+    /// Those of some events that are missing. Through refused events it goes on to the ones before them; such as it does
+    /// not come to count as missing.
     async fn frontier(&self, leads: HashSet<OwnedEventId>) -> Result<Vec<OwnedEventId>, WriteError> {
         let mut missing = Vec::new();
         let mut seen = leads.clone();
         let mut open: Vec<OwnedEventId> = leads.into_iter().collect();
-        let mut steps = 0;
+        let (mut steps, steps_max) = (0, open.len() + FRONTIER_MAX);
         while let Some(id) = open.pop() {
             steps += 1;
-            if steps > FRONTIER_MAX {
-                break;
+            if steps > steps_max {
+                missing.push(id);
+                continue;
             }
             let Some(held) = self.held(&id).await? else {
                 missing.push(id);

@@ -35,7 +35,7 @@ impl Turn {
     pub(crate) async fn resolve_head(&mut self, slot: StreamPosition) -> Result<(), WriteError> {
         self.merge_surplus().await?;
         let mut forks = self.states_after(&self.head.row.extremities.clone()).await?;
-        forks.extend(self.head.merged);
+        forks.extend(self.head.merged.as_ref().map(|merged| merged.snapshot));
         let after = self.resolve(forks).await?;
         self.set_state(after, slot).await
     }

@@ -188,7 +188,7 @@ impl Rooms {
                 return Ok(entered(Some(position), is_partial));
             }
         };
-        self.tell_late_members(&room).await?;
+        self.tell_late_members(&room).await;
         Ok(entered(committed.map(|committed| committed.resolve(slot)), is_partial))
     }
 

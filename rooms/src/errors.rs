@@ -33,7 +33,8 @@ pub enum WriteError {
 }
 
 impl WriteError {
-    /// Whether it is about the event itself: it would fail again, whatever happens meanwhile.
+    /// Whether it is about the event itself: it would fail again, whatever happens meanwhile. Where only the commit
+    /// grew too large, that is our trouble: what the event brings with it depends on the room.
     pub fn is_final(&self) -> bool {
         use StoreError::{Invalid, TooLarge};
         match self {

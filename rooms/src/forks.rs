@@ -1,9 +1,11 @@
 //! Rooms with many forward extremities are healed by an event that says nothing.
 //! * Each extremity makes every further event dearer: its state is resolved with all others'.
 //! * A head keeps so many extremities. The state of further ones, the oldest, is merged: it stays a part of the room's
-//!   state until an event of ours follows all of the head.
+//!   state until an event of ours follows all of the head, or events of others follow each of them.
 //! * The event stands in no timeline; other servers get it as any other. It has as many prev events as any event of
 //!   ours, so that several may be needed.
+
+use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use hearth_dag::Draft;
@@ -13,11 +15,11 @@ use ruma::{OwnedUserId, RoomId, UserId};
 use serde_json::value::RawValue;
 
 use crate::errors::WriteError;
-use crate::ids::{EventSn, SnapshotId};
+use crate::ids::EventSn;
 use crate::lane::{Act, Done};
 use crate::rooms::Rooms;
 use crate::send::Sent;
-use crate::tables::{MEMBERS, MERGED_FORKS, Membership, SnapshotRow};
+use crate::tables::{MEMBERS, MERGED_FORKS, Membership, MergedRow};
 use crate::turn::Turn;
 
 /// The type of events that only join forks. Clients are not shown them.
@@ -26,6 +28,8 @@ pub const DUMMY_EVENT: &str = "org.matrix.dummy_event";
 pub const EXTREMITIES_LEFT_ALONE: usize = 10;
 /// Forward extremities that a head keeps.
 const EXTREMITIES_MAX: usize = 100;
+/// Merged extremities that are known by name. If there are more, the merged state counts until an event of ours follows.
+const MERGED_NAMED: usize = 1_000;
 /// Events that are made at once: more than it takes for all extremities of a head.
 const DUMMIES_MAX: usize = 10;
 /// Members among whom one is looked for who may send it.
@@ -91,16 +95,41 @@ impl Turn {
         let head = self.change_head();
         head.extremities.drain(..surplus);
         let oldest: Vec<EventSn> = head.row.extremities.drain(..surplus).collect();
-        let mut forks: Vec<SnapshotId> = self.head.merged.into_iter().collect();
+        let (mut events, mut has_more, mut forks) = match self.head.merged.take() {
+            Some(MergedRow { snapshot, events, has_more }) => (events, has_more, vec![snapshot]),
+            None => (Vec::new(), false, Vec::new()),
+        };
         for event in oldest {
-            let event = self.event(event).await?;
-            forks.push(self.state_after(&event).await?);
+            let stored = self.event(event).await?;
+            forks.push(self.state_after(&stored).await?);
+            match events.len() < MERGED_NAMED {
+                true => events.push(event),
+                false => has_more = true,
+            }
         }
         let snapshot = self.resolve(forks).await?;
-        let room = self.head.room.sn;
-        self.put(&MERGED_FORKS, &room, SnapshotRow { snapshot, partial: self.head.row.partial_state });
-        self.change_head().merged = Some(snapshot);
+        self.put_merged(MergedRow { snapshot, events, has_more });
         Ok(())
+    }
+
+    fn put_merged(&mut self, merged: MergedRow) {
+        let room = self.head.room.sn;
+        self.put(&MERGED_FORKS, &room, merged.clone());
+        self.change_head().merged = Some(merged);
+    }
+
+    /// An event follows these: what was merged of them is in the state after it.
+    pub(crate) fn follow_merged(&mut self, prev: &BTreeSet<EventSn>) {
+        let Some(merged) = self.head.merged.as_ref() else { return };
+        if !merged.events.iter().any(|event| prev.contains(event)) {
+            return;
+        }
+        let mut merged = merged.clone();
+        merged.events.retain(|event| !prev.contains(event));
+        match merged.events.is_empty() && !merged.has_more {
+            true => self.forget_merged(),
+            false => self.put_merged(merged),
+        }
     }
 
     /// Nothing is merged any more: what counts of it is in the state otherwise.

@@ -15,7 +15,7 @@ use crate::ids::{EventSn, SnapshotId, StateKeySn};
 use crate::kind::Kind;
 use crate::policy::Named;
 use crate::seams::random_number;
-use crate::tables::{HEAD_VERSIONS, HEADS, HeadRow, MERGED_FORKS, Residency};
+use crate::tables::{HEAD_VERSIONS, HEADS, HeadRow, MERGED_FORKS, MergedRow, Residency};
 
 /// State events that a head remembers.
 const REMEMBERED_STATE: usize = 96;
@@ -35,7 +35,7 @@ pub(crate) struct Head {
     /// The ids of `row.extremities`.
     pub(crate) extremities: Vec<OwnedEventId>,
     /// What [`MERGED_FORKS`] holds.
-    pub(crate) merged: Option<SnapshotId>,
+    pub(crate) merged: Option<MergedRow>,
     pub(crate) facts: Facts,
     /// The policy server that the current state names.
     pub(crate) policy: Named,
@@ -102,7 +102,7 @@ impl Head {
         let row = row.value;
         let extremities = events.load_many(&room, &row.extremities).await?;
         let extremities = extremities.iter().map(|event| event.header.event_id.clone()).collect();
-        let merged = store.get(&MERGED_FORKS, &room.sn).await?.map(|merged| merged.snapshot);
+        let merged = store.get(&MERGED_FORKS, &room.sn).await?;
         Ok(Some(Head { row, version: Some(version), extremities, merged, ..Head::new(room) }))
     }
 

@@ -85,6 +85,11 @@ impl RoomSn {
     }
 }
 
+/// The topic of commits that leave members of ours to be told.
+pub(crate) fn late_members_topic() -> hearth_store::Topic {
+    hearth_store::Topic::new(b'l', b"members")
+}
+
 /// The topic that each change of a user's memberships touches.
 pub fn user_topic(user: &ruma::UserId) -> hearth_store::Topic {
     hearth_store::Topic::new(b'u', user.as_bytes())

@@ -21,7 +21,7 @@ use crate::events::{Events, RoomInfo};
 use crate::head::Head;
 use crate::ids::{EventKey, EventSn, RoomSn};
 use crate::rooms::Rooms;
-use crate::tables::{GAPS, MISSING, REDACTIONS, RELATIONS_WAITING};
+use crate::tables::{GAPS, MISSING, REDACTIONS_WAITING, RELATIONS_WAITING};
 use crate::turn::Turn;
 use crate::view::Overlay;
 
@@ -193,6 +193,11 @@ impl Rooms {
                     return Err(refusal);
                 }
             };
+            match open.turn.write_records_ahead().await {
+                Ok(()) => {}
+                Err(CommitError::Conflict) => continue,
+                Err(CommitError::Store(error)) => return Err(WriteError::from(error).into()),
+            }
             if let Ended::Durable(committed) = self.end(open, also).await? {
                 return Ok(Done { output, committed });
             }
@@ -294,7 +299,7 @@ impl Rooms {
         let key = (room, EventKey::new(event));
         let overlay = self.overlay();
         overlay.has_any(&MISSING.prefix(&key))
-            || overlay.has_any(&REDACTIONS.prefix(&key))
+            || overlay.has_any(&REDACTIONS_WAITING.prefix(&key))
             || overlay.has_any(&RELATIONS_WAITING.prefix(&key))
             || overlay.has_any(&GAPS.prefix(&(room,)))
     }

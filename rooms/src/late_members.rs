@@ -1,19 +1,20 @@
 //! Members of ours whose rows come after the state that they belong to, because too many changed at once.
-//! * Their keys are kept in the commit that changes the state, and go with the commits that bring the rows: what a crash
-//!   leaves is taken up when the rooms are opened.
+//! * Their keys are kept in the commit that changes the state, and go with the commits that bring the rows. Who made the
+//!   change brings them, and a follower does what is left by that: it is woken by the change, begins with what a process
+//!   before this one left, and comes again after a failure.
 //! * What is written is what the room's state says by then. The room's counts are right before.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use hearth_store::{Commit, Order, StreamPosition};
+use hearth_store::{Commit, StoreError, StreamPosition};
 use ruma::UserId;
 
 use crate::errors::WriteError;
 use crate::events::RoomInfo;
-use crate::ids::{EventSn, StateKeySn};
-use crate::lane::Act;
+use crate::ids::{EventSn, RoomSn, StateKeySn, late_members_topic};
+use crate::lane::{Act, Waits};
 use crate::rooms::Rooms;
 use crate::tables::{LATE_MEMBERS, LateMembersRow, MEMBERSHIPS, Membership};
 use crate::turn::Turn;
@@ -22,30 +23,33 @@ use crate::turn::Turn;
 pub(crate) const LOCAL_MEMBERS_AT_ONCE: usize = 50;
 /// Users of ours whose rows come later. Further ones are told when their membership changes again.
 const LATE_MEMBERS_MAX: usize = 50_000;
-/// Rooms that are taken up at once.
-const ROOMS_AT_ONCE: usize = 100;
+/// Members whose keys are in one row, at most: so much is written again with each commit that brings rows.
+const KEYS_OF_A_ROW: u32 = 2048;
 
 impl Rooms {
-    /// Writes the rows of a room's late members.
-    pub(crate) async fn tell_late_members(&self, room: &Arc<RoomInfo>) -> Result<(), WriteError> {
+    /// Writes the rows of a room's late members. What fails is left to the follower: the change itself is made.
+    pub(crate) async fn tell_late_members(&self, room: &Arc<RoomInfo>) {
+        if let Err(error) = self.tell_late_members_of(room).await {
+            tracing::warn!(room_id = %room.room_id, %error, "members of ours are told later what a room says of them");
+        }
+    }
+
+    async fn tell_late_members_of(&self, room: &Arc<RoomInfo>) -> Result<(), WriteError> {
         while !self.decide(room, &TellSome, &Commit::new()).await?.output {}
         Ok(())
     }
 
-    /// Takes up what a process before this one left.
+    /// Writes the rows of all late members. Each room is tried, whatever becomes of others; the first failure is told.
     pub(crate) async fn tell_all_late_members(&self) -> Result<(), WriteError> {
-        let mut range = LATE_MEMBERS.all();
-        loop {
-            let rows =
-                self.store().range(&LATE_MEMBERS, range.clone(), Order::Forward, ROOMS_AT_ONCE).await?;
-            let Some((last, _)) = rows.last() else { return Ok(()) };
-            range = range.after(last);
-            for (room, _) in rows {
-                if let Some(room) = self.room_of(room).await? {
-                    self.tell_late_members(&room).await?;
-                }
+        let (mut range, mut failed) = (LATE_MEMBERS.all(), Ok(()));
+        while let Some(((room, _), _)) = self.store().first(&LATE_MEMBERS, range.clone()).await? {
+            if let Some(room) = self.room_of(room).await? {
+                failed = failed.and(self.tell_late_members_of(&room).await);
             }
+            let Some(next) = room.0.checked_add(1) else { break };
+            range = range.from(&(RoomSn(next),));
         }
+        failed
     }
 }
 
@@ -61,29 +65,38 @@ impl Act for TellSome {
         true
     }
 
+    fn waits(&self) -> Waits {
+        // It looks for the first row.
+        Waits::ForAll
+    }
+
     async fn decide(&self, turn: &mut Turn) -> Result<bool, WriteError> {
-        let room = turn.head.room.sn;
-        let Some(LateMembersRow { mut keys }) = turn.get(&LATE_MEMBERS, &room).await? else {
+        let range = LATE_MEMBERS.prefix(&(turn.head.room.sn,));
+        let Some((place, LateMembersRow { mut keys })) =
+            turn.rooms.store().first(&LATE_MEMBERS, range).await?
+        else {
             return Ok(true);
         };
         turn.change_head();
-        if !turn.head.is_resident() {
+        if turn.head.is_resident() {
+            let slot = turn.commit.position();
+            for key in keys.drain(..keys.len().min(LOCAL_MEMBERS_AT_ONCE)) {
+                turn.tell_member(key, slot).await?;
+            }
+        } else {
             // What the state says is not for them any more.
-            turn.delete(&LATE_MEMBERS, &room);
-            return Ok(true);
+            keys.clear();
         }
-        let slot = turn.commit.position();
-        for key in keys.drain(..keys.len().min(LOCAL_MEMBERS_AT_ONCE)) {
-            turn.tell_member(key, slot).await?;
+        match keys.is_empty() {
+            true => turn.delete(&LATE_MEMBERS, &place),
+            false => turn.put(&LATE_MEMBERS, &place, LateMembersRow { keys }),
         }
-        if !keys.is_empty() {
-            turn.put(&LATE_MEMBERS, &room, LateMembersRow { keys });
-            return Ok(false);
+        let are_all_told = !turn.has_late_members().await?;
+        if are_all_told {
+            turn.joins_changed = true;
+            turn.settle_residency().await?;
         }
-        turn.delete(&LATE_MEMBERS, &room);
-        turn.joins_changed = true;
-        turn.settle_residency().await?;
-        Ok(true)
+        Ok(are_all_told)
     }
 }
 
@@ -94,15 +107,41 @@ impl Turn {
             return Ok(());
         }
         let room = self.head.room.sn;
-        let held = self.get(&LATE_MEMBERS, &room).await?.unwrap_or_default();
-        let mut keys: BTreeSet<StateKeySn> = held.keys.into_iter().chain(late).collect();
-        while keys.len() > LATE_MEMBERS_MAX {
+        if late.len() > LATE_MEMBERS_MAX {
             tracing::warn!(room_id = %self.head.room.room_id, "too many members of ours changed at once");
-            keys.pop_last();
         }
-        self.put(&LATE_MEMBERS, &room, LateMembersRow { keys: keys.into_iter().collect() });
-        self.has_late_members = true;
+        let mut rows: BTreeMap<u32, BTreeSet<StateKeySn>> = BTreeMap::new();
+        for key in late.into_iter().take(LATE_MEMBERS_MAX) {
+            rows.entry(key.index() / KEYS_OF_A_ROW).or_default().insert(key);
+        }
+        for (place, mut keys) in rows {
+            let held = self.get(&LATE_MEMBERS, &(room, place)).await?.unwrap_or_default();
+            keys.extend(held.keys);
+            let row = LateMembersRow { keys: keys.into_iter().collect() };
+            self.put(&LATE_MEMBERS, &(room, place), row);
+        }
+        self.commit.touch(late_members_topic());
+        self.leaves_late_members = true;
         Ok(())
+    }
+
+    /// Whether members of ours are still to be told, after this turn.
+    pub(crate) async fn has_late_members(&self) -> Result<bool, StoreError> {
+        let room = self.head.room.sn;
+        let mut range = LATE_MEMBERS.prefix(&(room,));
+        // What is on its way is in no range, and what is in one may be on its way out.
+        for place in self.keys_on_their_way(&LATE_MEMBERS) {
+            if place.0 == room && self.get(&LATE_MEMBERS, &place).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        while let Some((place, _)) = self.rooms.store().first(&LATE_MEMBERS, range.clone()).await? {
+            if self.get(&LATE_MEMBERS, &place).await?.is_some() {
+                return Ok(true);
+            }
+            range = range.after(&place);
+        }
+        Ok(false)
     }
 
     async fn tell_member(&mut self, key: StateKeySn, slot: StreamPosition) -> Result<(), WriteError> {

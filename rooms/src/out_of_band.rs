@@ -2,15 +2,18 @@
 //! * What came with them is all that is known of the room. They are the user's own; no state of a room changes.
 //! * Where we are in the room they are events like others, and refused here.
 //! * They end by the user's own leave. Of others the rules ask for power in a state that we do not have: whoever takes an
-//!   invite back or turns a knock down has to name it, as the rules ask, and has to be of a server that showed to be in the
-//!   room: that of the inviter, or of a user whose event is in the state that came along. Signatures are the caller's.
+//!   invite back or turns a knock down has to name it, as the rules ask, and has to be of the inviter's server, or of one
+//!   whose users have that power as far as the state shows that came along. Signatures are the caller's.
 //! * They are decided in the room's lane, so that a room is not entered at the same moment.
+
+use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use hearth_dag::{Pdu, RoomRules, VerifiedPdu};
 use hearth_store::{Commit, Positioned, StoreError, StreamPosition};
 use ruma::{OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, UserId};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::content::MemberContent;
@@ -26,6 +29,8 @@ use crate::turn::Turn;
 const STRIPPED_EVENTS_MAX: usize = 100;
 /// Bytes of them.
 const STRIPPED_BYTES_MAX: usize = 256 * 1024;
+/// The power that it takes to kick or ban where the power levels do not say.
+const REMOVING_LEVEL: i64 = 50;
 
 /// A membership event for a user of ours, with what came along.
 #[derive(Clone, Debug)]
@@ -198,18 +203,56 @@ impl Keep<'_> {
             open.membership == Membership::Invite && open.sender.server_name() == sender.server_name();
         // An event of the room made it, which we have left since.
         let Some(held) = held else { return is_inviters };
-        let is_of_room = |event: &String| {
-            let event: Option<StrippedSender> = serde_json::from_str(event).ok();
-            event.is_some_and(|event| event.sender.server_name() == sender.server_name())
-        };
+        let needed = if self.membership == Membership::Ban { "ban" } else { "kick" };
+        let powerful = users_with_power(&held.stripped_state, needed);
         self.event.auth_events().contains(&held.event_id)
-            && (is_inviters || held.stripped_state.iter().any(is_of_room))
+            && (is_inviters || powerful.iter().any(|user| user.server_name() == sender.server_name()))
     }
 }
 
-#[derive(Deserialize)]
-struct StrippedSender {
-    sender: OwnedUserId,
+/// The users who may remove others, as far as stripped state shows it: where it has no power levels, those who changed
+/// the state are taken for such. Nobody needs power to have a membership.
+fn users_with_power(stripped: &[String], needed: &str) -> BTreeSet<OwnedUserId> {
+    #[derive(Deserialize)]
+    struct Shown {
+        sender: OwnedUserId,
+        #[serde(rename = "type")]
+        kind: String,
+        content: Value,
+    }
+    let shown = stripped.iter().filter_map(|event| serde_json::from_str::<Shown>(event).ok());
+    let (mut powerful, mut changed) = (BTreeSet::new(), BTreeSet::new());
+    let mut levels = None;
+    for Shown { sender, kind, content } in shown {
+        match kind.as_str() {
+            "m.room.member" => {}
+            "m.room.create" => {
+                let more = content["additional_creators"].as_array().into_iter().flatten();
+                powerful.extend(more.filter_map(|user| UserId::parse(user.as_str()?).ok()));
+                powerful.insert(sender);
+            }
+            "m.room.power_levels" => {
+                levels = Some(content);
+                changed.insert(sender);
+            }
+            _ => _ = changed.insert(sender),
+        }
+    }
+    // Old rooms have levels as text.
+    let level = |value: &Value| value.as_i64().or_else(|| value.as_str()?.trim().parse().ok());
+    match levels {
+        Some(levels) => {
+            let needed = level(&levels[needed]).unwrap_or(REMOVING_LEVEL);
+            if level(&levels["users_default"]).unwrap_or(0) >= needed {
+                powerful.append(&mut changed);
+            }
+            let users = levels["users"].as_object().into_iter().flatten();
+            let reaching = users.filter(|(_, value)| level(value).is_some_and(|level| level >= needed));
+            powerful.extend(reaching.filter_map(|(user, _)| UserId::parse(user.as_str()).ok()));
+        }
+        None => powerful.append(&mut changed),
+    }
+    powerful
 }
 
 struct LeaveForOneself(OwnedUserId);

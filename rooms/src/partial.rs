@@ -122,7 +122,7 @@ impl Rooms {
                     let Done { output: is_complete, .. } = done?;
                     self.reader().forget_tail(room.sn);
                     if is_complete {
-                        self.tell_late_members(&room).await?;
+                        self.tell_late_members(&room).await;
                         self.receive_queued(&room.room_id).await?;
                         return Ok(());
                     }

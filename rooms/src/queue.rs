@@ -4,10 +4,11 @@
 //! * Deciding an event twice changes nothing: it leaves the queue after its decision.
 //! * No event stands in the way of another: one that cannot be decided or kept at all leaves the queue too.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use hearth_dag::{Pdu, ReceivedPdu, VerifiedPdu};
 use hearth_store::{Commit, Order, StoreError};
 use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, ServerName};
@@ -25,6 +26,8 @@ use crate::turn::Turn;
 pub const QUEUED_EVENTS_MAX: usize = 200;
 /// Bytes of events that wait in one room.
 pub const QUEUED_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Events that are decided before the first of them is on the disk.
+const DECIDED_AT_ONCE: usize = 32;
 /// Rooms that are named as having events that wait.
 const ROOMS_MAX: usize = 10_000;
 
@@ -95,9 +98,11 @@ impl Rooms {
         let queued = self.queued(&room).await?;
         let (mut decided, mut done, mut failed) = (Vec::new(), Vec::new(), None);
         let order = references_first(queued.len(), |place| queued[place].2.pdu());
-        for place in order {
-            let (number, row, pdu) = &queued[place];
-            match self.receive(pdu).await {
+        let in_order: Vec<&VerifiedPdu> = order.iter().map(|place| &queued[*place].2).collect();
+        let received = self.receive_in_order(&in_order).await;
+        for (place, received) in order.into_iter().zip(received) {
+            let (number, row, _) = &queued[place];
+            match received {
                 Ok(Received::Missing { .. }) => {}
                 Ok(received @ Received::NeedsPolicySignature(_)) => {
                     decided.push((row.event_id.clone(), received));
@@ -116,11 +121,8 @@ impl Rooms {
                     done.push(*number);
                 }
                 // It waits for the next time, and so does what follows it.
-                Err(WriteError::Busy) => {}
-                Err(error) => {
-                    failed = Some(error);
-                    break;
-                }
+                Err(WriteError::Busy | WriteError::Store(StoreError::CommitTooLarge { .. })) => {}
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
         if !done.is_empty() {
@@ -130,6 +132,31 @@ impl Rooms {
             Some(error) => Err(error),
             None => Ok(decided),
         }
+    }
+
+    /// Takes events in, each after those before it. Several are decided before the first of them is on the disk.
+    async fn receive_in_order(&self, events: &[&VerifiedPdu]) -> Vec<Result<Received, WriteError>> {
+        let mut all = Vec::with_capacity(events.len());
+        for events in events.chunks(DECIDED_AT_ONCE) {
+            // They come into the lane in the order in which they are polled first.
+            let mut received = join_all(events.iter().map(|event| self.receive(event))).await;
+            for place in 0..events.len() {
+                let Ok(Received::Missing { prev, auth }) = &received[place] else { continue };
+                let mut lacking = prev.iter().chain(auth);
+                // One before it had to be decided again, and lost its place in the lane.
+                if lacking
+                    .any(|lacking| events[..place].iter().any(|event| event.pdu().event_id() == lacking))
+                {
+                    received[place] = self.receive(events[place]).await;
+                }
+            }
+            let is_over = received.iter().any(is_no_matter_of_the_event);
+            all.extend(received);
+            if is_over {
+                break;
+            }
+        }
+        all
     }
 
     /// Lets an event wait no longer, whether or not it was decided.
@@ -197,6 +224,15 @@ impl Rooms {
     }
 }
 
+/// Whether no further event is to be tried for now.
+fn is_no_matter_of_the_event(received: &Result<Received, WriteError>) -> bool {
+    match received {
+        Ok(_) | Err(WriteError::Busy | WriteError::NotResident) => false,
+        Err(WriteError::Store(StoreError::CommitTooLarge { .. })) => false,
+        Err(error) => !error.is_final(),
+    }
+}
+
 /// The order in which events are decided: what others refer to comes first.
 pub(crate) fn references_first<'a>(count: usize, pdu: impl Fn(usize) -> &'a Pdu) -> Vec<usize> {
     let places: HashMap<&EventId, usize> = (0..count).map(|place| (pdu(place).event_id(), place)).collect();
@@ -237,34 +273,53 @@ impl Act for Enqueue {
     }
 }
 
+/// An event in the queue as a turn sees it.
+pub(crate) struct Waiting {
+    number: u64,
+    event_id: OwnedEventId,
+    bytes: usize,
+}
+
 impl Turn {
     /// Lets an event wait. False if it does already. What others put into the queue has to be in the store.
     pub(crate) async fn enqueue(&mut self, queued: QueuedRow) -> Result<bool, WriteError> {
         let room = self.room();
-        let range = QUEUE.prefix(&(room.sn,));
-        let rows = self.rooms.store().range(&QUEUE, range, Order::Forward, QUEUED_EVENTS_MAX + 1).await?;
-        if rows.iter().any(|(_, row)| row.event_id == queued.event_id) {
-            return Ok(false);
+        // As the events before it in this turn left the queue.
+        let mut waiting = match self.queue.take() {
+            Some(waiting) => waiting,
+            None => self.waiting().await?,
+        };
+        let is_new = waiting.iter().all(|waiting| waiting.event_id != queued.event_id);
+        if is_new {
+            let head = &mut self.change_head().row;
+            let number = head.next_queued;
+            head.next_queued += 1;
+            self.commit.put_new(&QUEUE, &(room.sn, number), &queued);
+            waiting.push_back(Waiting { number, event_id: queued.event_id, bytes: queued.pdu.len() });
         }
-        let mut count = rows.len() + 1;
-        let mut bytes = queued.pdu.len() + rows.iter().map(|(_, row)| row.pdu.len()).sum::<usize>();
-        for (key, row) in rows {
-            if count <= QUEUED_EVENTS_MAX && bytes <= QUEUED_BYTES_MAX {
-                break;
-            }
+        let mut bytes: usize = waiting.iter().map(|waiting| waiting.bytes).sum();
+        while waiting.len() > QUEUED_EVENTS_MAX || bytes > QUEUED_BYTES_MAX {
+            let Some(oldest) = waiting.pop_front() else { break };
             tracing::warn!(
-                room_id = %room.room_id, event_id = %row.event_id,
+                room_id = %room.room_id, event_id = %oldest.event_id,
                 "too many events wait in this room, the oldest is dropped"
             );
-            count -= 1;
-            bytes -= row.pdu.len();
-            self.commit.delete(&QUEUE, &key);
+            bytes -= oldest.bytes;
+            self.commit.delete(&QUEUE, &(room.sn, oldest.number));
         }
-        let head = &mut self.change_head().row;
-        let number = head.next_queued;
-        head.next_queued += 1;
-        self.commit.put_new(&QUEUE, &(room.sn, number), &queued);
-        Ok(true)
+        self.queue = Some(waiting);
+        Ok(is_new)
+    }
+
+    async fn waiting(&self) -> Result<VecDeque<Waiting>, StoreError> {
+        let range = QUEUE.prefix(&(self.head.room.sn,));
+        let rows = self.rooms.store().range(&QUEUE, range, Order::Forward, QUEUED_EVENTS_MAX + 1).await?;
+        let waiting = rows.into_iter().map(|((_, number), row)| Waiting {
+            number,
+            event_id: row.event_id,
+            bytes: row.pdu.len(),
+        });
+        Ok(waiting.collect())
     }
 }
 

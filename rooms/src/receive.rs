@@ -28,8 +28,9 @@ use crate::snapshot::StateChange;
 use crate::tables::*;
 use crate::turn::Turn;
 
-/// Events that are gone through to find what follows an event, or what a refused one follows.
-const FOLLOWERS_LOOKED_AT: usize = 2000;
+/// Events that are gone through to find what follows an event, or what a refused one follows. The room waits meanwhile,
+/// and little depends on it: an extremity too many stays until the next event follows it.
+const FOLLOWERS_LOOKED_AT: usize = 100;
 /// How often members are written first because a state differs in more than a commit holds.
 const MEMBERS_FIRST_MAX: usize = 8;
 
@@ -109,8 +110,8 @@ impl Rooms {
                 }
                 done => {
                     let Done { output, committed } = done?;
-                    if receive.has_late_members.load(Ordering::Relaxed) {
-                        self.tell_late_members(&room).await?;
+                    if receive.leaves_late_members.load(Ordering::Relaxed) {
+                        self.tell_late_members(&room).await;
                     }
                     return Ok(match (output, committed) {
                         (Received::Accepted(slot), Some(committed)) => {
@@ -148,7 +149,7 @@ pub(crate) struct Receive {
     /// What has to be written before this event changes the state.
     pub(crate) members_first: Mutex<Vec<StateChange>>,
     /// Members of ours are to be told after it.
-    pub(crate) has_late_members: AtomicBool,
+    pub(crate) leaves_late_members: AtomicBool,
 }
 
 impl Receive {
@@ -163,7 +164,7 @@ impl Receive {
             is_let_in: false,
             told: None,
             members_first: Mutex::default(),
-            has_late_members: AtomicBool::new(false),
+            leaves_late_members: AtomicBool::new(false),
         }
     }
 }
@@ -238,7 +239,7 @@ impl Act for Receive {
         }
         let done = self.go_on(turn, known, connected).await;
         *self.members_first.lock() = std::mem::take(&mut turn.members_first);
-        self.has_late_members.store(turn.has_late_members, Ordering::Relaxed);
+        self.leaves_late_members.store(turn.leaves_late_members, Ordering::Relaxed);
         done
     }
 }
@@ -351,6 +352,7 @@ impl Receive {
             turn.open_gap(TimelineOrder::live(slot), &missing);
         }
         turn.move_head(&stored, &prev, is_followed);
+        turn.follow_merged(&prev);
         turn.resolve_head(slot).await?;
         turn.apply_waiting_redactions(&stored).await?;
         turn.connect_relations(&stored).await?;

@@ -1,5 +1,6 @@
 //! Redactions: found by their target's id, in force at once, and later in the bytes too.
-//! * A redaction may come before its target; its right is checked when both are there.
+//! * A redaction may come before its target; its right is checked when both are there. Until then it is kept with those
+//!   that have the same right: however many have none, they stand before no other.
 //! * The mark on the target is written in the commit that brings both together; readers go by the mark.
 //! * A follower then replaces the stored body by its redacted form. This goes one way and may be repeated.
 
@@ -17,7 +18,7 @@ use crate::errors::WriteError;
 use crate::event_row::MAX_INLINE_BODY;
 use crate::events::StoredEvent;
 use crate::head::read_facts;
-use crate::ids::{EventKey, EventSn, RoomSn, SnapshotId};
+use crate::ids::{EventKey, EventSn, RoomSn, SnapshotId, late_members_topic};
 use crate::kind::Kind;
 use crate::lane::Act;
 use crate::rooms::Rooms;
@@ -28,8 +29,10 @@ use crate::turn::Turn;
 
 /// Targets that the follower takes up at once.
 const AT_ONCE: usize = 100;
-/// Redactions of one target that are looked at when it comes.
-const REDACTIONS_OF_ONE: usize = 1000;
+/// Redactions with one right to a target that are looked at when it comes. What holds for one of them holds for all.
+const REDACTIONS_ALIKE: usize = 10;
+/// The right to redact everything; other rights are names of servers.
+const EVERYTHING: &str = "";
 /// How long the follower waits after a failure.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -42,7 +45,12 @@ impl Turn {
         let room = self.head.room.sn;
         let key = (room, EventKey::new(&target_id), redaction.sn);
         let Some(target) = self.event_number(&target_id).await? else {
-            self.put(&REDACTIONS, &key, RedactionRow::Waiting);
+            let power = self.power_at(redaction).await?;
+            let right = match power.user(redaction.pdu.sender()).reaches(power.redact()) {
+                true => EVERYTHING.to_owned(),
+                false => server_of(&self.room(), &redaction.pdu),
+            };
+            self.put(&REDACTIONS_WAITING, &(room, key.1, right, redaction.sn), ());
             return Ok(());
         };
         let row = match self.redact(redaction, target).await? {
@@ -56,17 +64,18 @@ impl Turn {
     /// An event came: applies the first of the redactions that waited for it and has a right to it. However many
     /// have none, they write nothing.
     pub(crate) async fn apply_waiting_redactions(&mut self, target: &StoredEvent) -> Result<(), WriteError> {
-        let room = self.head.room.sn;
-        let range = REDACTIONS.prefix(&(room, EventKey::new(&target.header.event_id)));
-        let waiting = self.rooms.store().range(&REDACTIONS, range, Order::Forward, REDACTIONS_OF_ONE).await?;
-        for (key, row) in waiting {
-            if row != RedactionRow::Waiting {
-                continue;
-            }
-            let redaction = self.event(key.2).await?;
-            if self.redact(&redaction, target.sn).await? {
-                self.put(&REDACTIONS, &key, RedactionRow::InForce);
-                return Ok(());
+        let (room, id) = (self.room(), EventKey::new(&target.header.event_id));
+        for right in [EVERYTHING.to_owned(), server_of(&room, &target.pdu)] {
+            let range = REDACTIONS_WAITING.prefix(&(room.sn, id.clone(), right));
+            let store = self.rooms.store();
+            let waiting = store.range(&REDACTIONS_WAITING, range, Order::Forward, REDACTIONS_ALIKE).await?;
+            for (key, ()) in waiting {
+                let redaction = self.event(key.3).await?;
+                if self.redact(&redaction, target.sn).await? {
+                    self.delete(&REDACTIONS_WAITING, &key);
+                    self.put(&REDACTIONS, &(room.sn, id.clone(), redaction.sn), RedactionRow::InForce);
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -141,6 +150,12 @@ impl Turn {
     }
 }
 
+/// The server whose events an event may redact that has no power, and that has power over it in the same way.
+fn server_of(room: &crate::events::RoomInfo, pdu: &hearth_dag::Pdu) -> String {
+    let of_id = pdu.event_id().server_name().filter(|_| room.rules.redaction_auth_rule);
+    of_id.unwrap_or(pdu.sender().server_name()).as_str().to_owned()
+}
+
 /// Replaces the body of one event by its redacted form.
 struct Replace {
     target: EventSn,
@@ -186,8 +201,8 @@ impl Act for Replace {
 }
 
 impl Rooms {
-    /// Starts the follower that makes redactions lasting, after what a process before this one left is taken up. It
-    /// ends with the last other clone.
+    /// Starts the follower that makes redactions lasting and tells late members, beginning with what a process before
+    /// this one left. It ends with the last other clone.
     pub(crate) fn follow_redactions(self) {
         let rooms = self;
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
@@ -195,25 +210,25 @@ impl Rooms {
         let store = rooms.store().clone();
         drop(rooms);
         runtime.spawn(async move {
-            if let Some(rooms) = weak.upgrade()
-                && let Err(error) = rooms.tell_all_late_members().await
-            {
-                tracing::warn!(%error, "members of ours are told later what a room says of them");
-            }
             let mut watch = store.watch();
+            let late = late_members_topic();
             let mut swept = tokio::time::Instant::now();
             loop {
                 let Some(rooms) = weak.upgrade() else { return };
+                let told = rooms.tell_all_late_members().await;
+                if let Err(error) = &told {
+                    tracing::warn!(%error, "telling members of ours what a room says of them failed; trying again");
+                }
                 let done = rooms.replace_redacted().await;
                 if let Err(error) = &done {
                     tracing::warn!(%error, "replacing the bodies of redacted events failed; trying again");
                 }
                 drop(rooms);
-                if done.is_err() {
+                if told.is_err() || done.is_err() {
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
-                // Until something is redacted.
+                // Until something is redacted, or members are late.
                 loop {
                     let wake = watch.next().await;
                     if swept.elapsed() >= SWEEP_EVERY {
@@ -224,7 +239,8 @@ impl Rooms {
                     match wake {
                         None => return,
                         Some(Ok(wake))
-                            if !wake.keys.iter().any(|key| key.first() == Some(&REDACTIONS.space().0)) => {}
+                            if !wake.keys.iter().any(|key| key.first() == Some(&REDACTIONS.space().0))
+                                && !wake.touched.iter().any(|(topic, _)| *topic == late) => {}
                         Some(_) => break,
                     }
                 }

@@ -7,7 +7,7 @@ use ruma::UserId;
 
 use crate::errors::WriteError;
 use crate::rooms::Rooms;
-use crate::tables::{LATE_MEMBERS, MEMBERS, Membership, PARTIAL_EVENTS, PARTIAL_ROOMS, Residency};
+use crate::tables::{MEMBERS, Membership, PARTIAL_EVENTS, PARTIAL_ROOMS, Residency};
 use crate::turn::Turn;
 
 /// Members that are read at a time: few at first, as one of ours is often among them.
@@ -20,7 +20,7 @@ impl Turn {
         if !std::mem::take(&mut self.joins_changed) || !self.head.is_resident() {
             return Ok(());
         }
-        if self.has_late_members || self.get(&LATE_MEMBERS, &self.head.room.sn).await?.is_some() {
+        if self.has_late_members().await? {
             // Seen again when the rows of all of them are here.
             return Ok(());
         }

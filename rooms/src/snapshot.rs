@@ -393,6 +393,11 @@ impl SnapshotWriter {
         Ok(result)
     }
 
+    /// How many records are to be written.
+    pub fn records_made(&self) -> usize {
+        self.records.count()
+    }
+
     /// All records made so far, to be written; the writer goes on with a new one.
     pub fn take_records(&mut self) -> Vec<(RecordSn, NodeRecord)> {
         self.records.close();

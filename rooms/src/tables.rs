@@ -81,7 +81,10 @@ pub const MEMBERS: Table<(RoomSn, OwnedUserIdKey), Positioned<MemberRow>> =
 /// Aliases of our servers that lead to a room.
 pub const ROOM_ALIASES: Table<(RoomSn, String), ()> = Table::mutable("room_aliases", Space(0x31));
 
-/// Redactions by the id of their target, which may come later than they.
+/// Redactions whose target is not here, by its id and by what they may redact: everything, or what is of the named server.
+pub const REDACTIONS_WAITING: Table<(RoomSn, EventKey, String, EventSn), ()> =
+    Table::mutable("redactions_waiting", Space(0x48));
+/// Redactions by the id of their target, once both are here.
 pub const REDACTIONS: Table<(RoomSn, EventKey, EventSn), RedactionRow> =
     Table::mutable("redactions", Space(0x38));
 /// Events that relate to an event, in the order of the timeline.
@@ -107,10 +110,11 @@ pub const TO_REDACT: Table<(RoomSn, EventSn), ()> = Table::new("bodies_to_redact
 pub const PARTIAL_ROOMS: Table<RoomSn, PartialRoomRow> = Table::chunked("partial_rooms", Space(0x44));
 /// Events that were decided on a partial state, in the order of deciding.
 pub const PARTIAL_EVENTS: Table<(RoomSn, u64), EventSn> = Table::new("partial_events", Space(0x45));
-/// The state after extremities that were too many for the head: it counts until an event of ours follows them all.
-pub const MERGED_FORKS: Table<RoomSn, SnapshotRow> = Table::mutable("merged_forks", Space(0x46));
-/// Members of ours whose rows do not yet say what the room's state says: too many changed at once.
-pub const LATE_MEMBERS: Table<RoomSn, LateMembersRow> = Table::chunked("late_members", Space(0x47));
+/// The state after extremities that were too many for the head: it counts until they are all followed.
+pub const MERGED_FORKS: Table<RoomSn, MergedRow> = Table::mutable("merged_forks", Space(0x46));
+/// Members of ours whose rows do not yet say what the room's state says: too many changed at once. Those whose keys are
+/// near each other share a row.
+pub const LATE_MEMBERS: Table<(RoomSn, u32), LateMembersRow> = Table::chunked("late_members", Space(0x47));
 /// Runs of events of one minute: (minutes since 1970, the first event of the run). A run goes on to the first event
 /// of another minute.
 pub const MINUTES: Table<(RoomSn, u32, EventSn), ()> = Table::new("minutes", Space(0x3f));
@@ -258,6 +262,17 @@ pub struct SnapshotRow {
     pub partial: bool,
 }
 
+/// Extremities that the head does not keep.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MergedRow {
+    /// The state after them together.
+    pub snapshot: SnapshotId,
+    /// Those that nothing follows yet.
+    pub events: Vec<EventSn>,
+    /// There are more than these.
+    pub has_more: bool,
+}
+
 /// What the server thinks of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Status {
@@ -384,8 +399,6 @@ pub struct MemberRow {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RedactionRow {
-    /// Its target is not here, or its right was not checked yet.
-    Waiting,
     InForce,
     /// Its sender had no right to it.
     Refused,
@@ -437,6 +450,7 @@ impl Record for TxnRow {}
 impl Record for RoomRow {}
 impl Record for HeadRow {}
 impl Record for SnapshotRow {}
+impl Record for MergedRow {}
 impl Record for EventStatusRow {}
 impl Record for TimelineRow {}
 impl Record for GapRow {}

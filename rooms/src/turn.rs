@@ -1,12 +1,15 @@
 //! One decision in a lane: the head it is made on, what it wants to write, and what it would then read.
 //! * Reads see this turn's own writes, then those on their way, then the store.
 //! * Nothing leaves a turn before [`Turn::finish`]: a turn that is dropped has not happened.
+//! * A state that is too large for the turn's commit is written ahead of it: nothing names it before that commit does.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use hearth_dag::{Create, PowerLevels};
-use hearth_store::{Blob, Commit, KeyPart, Positioned, StoreError, StreamPosition, Table, Value};
+use hearth_store::{
+    Blob, Commit, CommitError, KeyPart, Positioned, StoreError, StreamPosition, Table, Value,
+};
 use ruma::UserId;
 
 use crate::errors::WriteError;
@@ -14,21 +17,26 @@ use crate::events::{RoomInfo, StoredEvent};
 use crate::head::{Facts, Head, StateKey, read_facts};
 use crate::ids::{EventKey, EventSn, StateKeySn};
 use crate::kind::Kind;
+use crate::queue::Waiting;
 use crate::rooms::Rooms;
 use crate::snapshot::{SnapshotWriter, StateChange};
 use crate::tables::{
-    EVENT_NUMBERS, EVENT_STATUS, EVENTS, EventStatusRow, HEAD_VERSIONS, HEADS, Membership, STATE_KEY_NAMES,
-    STATE_KEYS, STATE_NODES, StateKeyRow,
+    EVENT_NUMBERS, EVENT_STATUS, EVENTS, EventStatusRow, HEAD_VERSIONS, HEADS, HeadRow, Membership,
+    STATE_KEY_NAMES, STATE_KEYS, STATE_NODES, StateKeyRow,
 };
 use crate::view::{self, Rows};
 
 /// What the end of a turn may need of its commit: the records of the state, the head, an event's own rows.
 const ROWS_KEPT_FREE: usize = 120;
 const BYTES_KEPT_FREE: usize = 250_000;
+/// Records of the state, of up to 4 KiB each and a node more, that a turn's own commit writes. More are written ahead.
+const RECORDS_MAX: usize = 30;
 
 pub(crate) struct Turn {
     pub(crate) rooms: Rooms,
     pub(crate) head: Head,
+    /// The head's row as it was when the turn began.
+    row_before: HeadRow,
     pub(crate) commit: Commit,
     pub(crate) snapshots: SnapshotWriter,
     pub(crate) now_ms: u64,
@@ -40,8 +48,10 @@ pub(crate) struct Turn {
     changed: HashSet<EventSn>,
     /// Member rows that have to be written before this turn's change of the state fits into a commit.
     pub(crate) members_first: Vec<StateChange>,
+    /// The room's queue as this turn leaves it, if it looked.
+    pub(crate) queue: Option<VecDeque<Waiting>>,
     /// Members of ours are to be told after this turn's commit.
-    pub(crate) has_late_members: bool,
+    pub(crate) leaves_late_members: bool,
     /// Who of us or others is joined changed: whether we are still in the room is to be seen.
     pub(crate) joins_changed: bool,
     head_changed: bool,
@@ -53,6 +63,7 @@ impl Turn {
         let now_ms = rooms.now_ms();
         Turn {
             rooms,
+            row_before: head.row.clone(),
             head,
             commit: Commit::new(),
             snapshots,
@@ -61,7 +72,8 @@ impl Turn {
             made: HashMap::new(),
             changed: HashSet::new(),
             members_first: Vec::new(),
-            has_late_members: false,
+            queue: None,
+            leaves_late_members: false,
             joins_changed: false,
             head_changed: false,
         }
@@ -254,6 +266,33 @@ impl Turn {
         }
     }
 
+    /// Writes the records of the state if there are more than the turn's commit has space for. Their numbers are taken
+    /// with the first of them, so that they mean nothing else if the turn then does not happen. To be called once its
+    /// decision stands.
+    pub(crate) async fn write_records_ahead(&mut self) -> Result<(), CommitError> {
+        let are_many = self.has_written() && self.snapshots.records_made() > RECORDS_MAX;
+        let Some(mut version) = self.head.version.filter(|_| are_many) else { return Ok(()) };
+        let room = self.head.room.sn;
+        let records = self.snapshots.take_records();
+        for (part, records) in records.chunks(RECORDS_MAX).enumerate() {
+            let mut commit = Commit::new();
+            for (record, nodes) in records {
+                commit.put(&STATE_NODES, &(room, *record), &Blob(nodes.to_bytes().into()));
+            }
+            if part == 0 {
+                commit.expect(&HEAD_VERSIONS, &room, &version);
+                version = self.head.next_version();
+                commit.put(&HEAD_VERSIONS, &room, &version);
+                let value = HeadRow { next_record: self.snapshots.next_record, ..self.row_before.clone() };
+                let position = commit.position();
+                commit.put(&HEADS, &room, &Positioned { position, value });
+            }
+            self.rooms.store().commit(commit).await?;
+            self.change_head().version = Some(version);
+        }
+        Ok(())
+    }
+
     /// The head as it is after the commit, the commit, and its rows that lanes may read before it is applied.
     pub(crate) fn finish(mut self) -> (Head, Commit, Rows) {
         let room = self.head.room.sn;
@@ -285,5 +324,112 @@ impl Turn {
     pub(crate) fn put_event(&mut self, event: EventSn, row: crate::event_row::EventRow) {
         let room = self.head.room.sn;
         self.put(&EVENTS, &(room, event), row);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use hearth_dag::LocalServers;
+    use hearth_store::{Commit, Order, Store};
+
+    use super::*;
+    use crate::lane::Act;
+    use crate::tables::{QUEUE, QueuedRow};
+    use crate::{Clock, CreateRoom, Preset, QUEUED_EVENTS_MAX, RoomsOptions};
+
+    struct Ticks(AtomicU64);
+
+    impl Clock for Ticks {
+        fn now_ms(&self) -> u64 {
+            self.0.fetch_add(1, Ordering::Relaxed)
+        }
+    }
+
+    /// The room's state is another one in all these members.
+    struct Change(u32, EventSn);
+
+    #[async_trait::async_trait]
+    impl Act for Change {
+        type Output = ();
+        type Error = WriteError;
+
+        async fn decide(&self, turn: &mut Turn) -> Result<(), WriteError> {
+            let members = (1..=self.0).map(|index| (StateKeySn::member(index), Some(self.1)));
+            let changes: Vec<_> = members.collect();
+            let before = turn.head.row.snapshot;
+            turn.change_head().row.snapshot = turn.snapshots.apply(before, &changes).await?;
+            Ok(())
+        }
+    }
+
+    /// So many events are to wait, each of them twice.
+    struct Wait(usize);
+
+    #[async_trait::async_trait]
+    impl Act for Wait {
+        type Output = ();
+        type Error = WriteError;
+
+        async fn decide(&self, turn: &mut Turn) -> Result<(), WriteError> {
+            for number in 0..self.0 {
+                for is_new in [true, false] {
+                    let event_id = ruma::EventId::parse(format!("${number}")).unwrap();
+                    let origin = ruma::server_name!("peer.test").to_owned();
+                    let waits = turn.enqueue(QueuedRow { event_id, origin, pdu: "{}".to_owned() }).await?;
+                    assert_eq!(waits, is_new);
+                }
+            }
+            Ok(())
+        }
+    }
+
+    fn rooms(store: &Store) -> Rooms {
+        let name = ruma::server_name!("hearth.test").to_owned();
+        let key: Arc<dyn hearth_dag::Signer> =
+            Arc::new(hearth_dag::Keypair::new(name, "1", &[7; 32]).unwrap());
+        let clock = Arc::new(Ticks(AtomicU64::new(1)));
+        Rooms::new(store.clone(), LocalServers::new([key]), clock, &RoomsOptions::default())
+    }
+
+    async fn room(rooms: &Rooms) -> Arc<RoomInfo> {
+        let alice = UserId::parse("@alice:hearth.test").unwrap();
+        let create = CreateRoom { preset: Preset::PublicChat, ..CreateRoom::new(alice) };
+        let room = rooms.create(&create, Commit::new()).await.unwrap().room_id;
+        rooms.room(&room).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn events_that_are_to_wait_in_one_turn_count_each_other() {
+        let store = Store::memory().await;
+        let rooms = rooms(&store);
+        let info = room(&rooms).await;
+        for _ in 0..2 {
+            rooms.decide(&info, &Wait(QUEUED_EVENTS_MAX + 5), &Commit::new()).await.unwrap();
+            let waiting = store.range(&QUEUE, QUEUE.all(), Order::Forward, 1000).await.unwrap();
+            let waiting: Vec<_> = waiting.iter().map(|(_, row)| row.event_id.as_str()).collect();
+            let expected: Vec<_> = (5..QUEUED_EVENTS_MAX + 5).map(|number| format!("${number}")).collect();
+            assert_eq!(waiting, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_state_of_any_size_is_changed_at_once() {
+        const MANY: u32 = 100_000;
+        let store = Store::memory().await;
+        let rooms = rooms(&store);
+        let info = room(&rooms).await;
+        // The numbers of records are taken once, whatever is written in one turn or in several.
+        for event in [EventSn(1_000_001), EventSn(2_000_002)] {
+            rooms.decide(&info, &Change(MANY, event), &Commit::new()).await.unwrap();
+            let again = self::rooms(&store);
+            for rooms in [&rooms, &again] {
+                let snapshot = rooms.head(info.sn).await.unwrap().unwrap().value.snapshot;
+                let members = rooms.snapshots().members(info.sn, snapshot).await.unwrap();
+                assert_eq!(members.len(), MANY as usize + 1);
+                assert!(members[1..].iter().all(|(_, held)| *held == event));
+            }
+        }
     }
 }

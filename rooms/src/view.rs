@@ -11,7 +11,7 @@ use std::sync::Arc;
 use hearth_store::{KeyPart, Range, Store, StoreError, Table, Value};
 use parking_lot::RwLock;
 
-use crate::tables::{GAPS, MISSING, REDACTIONS, RELATIONS_WAITING};
+use crate::tables::{GAPS, MISSING, REDACTIONS_WAITING, RELATIONS_WAITING};
 
 /// A row, or the mark of its removal.
 type Row = Option<Arc<dyn Any + Send + Sync>>;
@@ -34,7 +34,7 @@ struct Held {
 
 /// Whether a key's table is one whose rows are looked for by range.
 fn is_ordered(key: &[u8]) -> bool {
-    let spaces = [MISSING.space(), GAPS.space(), REDACTIONS.space(), RELATIONS_WAITING.space()];
+    let spaces = [MISSING.space(), GAPS.space(), REDACTIONS_WAITING.space(), RELATIONS_WAITING.space()];
     key.first().is_some_and(|first| spaces.iter().any(|space| space.0 == *first))
 }
 

@@ -87,6 +87,7 @@ fn tables() -> Vec<Readable> {
         Readable::of(rooms::MEMBERS),
         Readable::of(rooms::ROOM_ALIASES),
         Readable::of(rooms::REDACTIONS),
+        Readable::of(rooms::REDACTIONS_WAITING),
         Readable::of(rooms::RELATIONS),
         Readable::of(rooms::RELATIONS_WAITING),
         Readable::of(rooms::ANNOTATIONS),

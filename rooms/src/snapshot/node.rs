@@ -142,9 +142,20 @@ impl RecordWriter {
 
     /// A node that was added and is not written yet.
     pub fn node(&self, at: NodeRef) -> Option<&Node> {
-        let open = self.open.iter().map(|(record, nodes, _)| (record, nodes));
-        let mut records = self.done.iter().map(|(record, nodes)| (record, nodes)).chain(open);
-        records.find(|(record, _)| **record == at.record)?.1.nodes.get(usize::from(at.index))
+        let open = self.open.as_ref().filter(|(record, ..)| *record == at.record);
+        let nodes = match open {
+            Some((_, nodes, _)) => nodes,
+            // Numbers only grow.
+            None => {
+                let place = self.done.binary_search_by_key(&at.record, |(record, _)| *record).ok()?;
+                &self.done[place].1
+            }
+        };
+        nodes.nodes.get(usize::from(at.index))
+    }
+
+    pub fn count(&self) -> usize {
+        self.done.len() + usize::from(self.open.is_some())
     }
 
     pub fn close(&mut self) {

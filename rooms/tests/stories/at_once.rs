@@ -102,3 +102,34 @@ async fn a_gap_is_closed_by_what_comes_while_it_opens() {
     let gap = world.last_gap(&room).await.unwrap();
     assert!(gap.at < TimelineOrder::live(at), "only that before our join is left");
 }
+
+#[tokio::test]
+async fn events_that_waited_do_not_wait_for_the_disk_of_each_other() {
+    const MANY: usize = 30;
+    let (gate, store) = Gate::before(&Store::memory().await).await;
+    let (world, peer) = (World::on(store), Peer::new("peer.test").await);
+    let room = peer.room("bob", Preset::PublicChat).await;
+    world.rooms.enter_room(peer.let_in(&room, &user("alice")).await).await.unwrap();
+    for number in 0..MANY {
+        peer.say(&room, "bob", &number.to_string()).await;
+    }
+    let timeline = peer.timeline(&room).await;
+    let events = &timeline[timeline.len() - MANY..];
+    // The newest first.
+    for event in events.iter().rev() {
+        world.rooms.enqueue(&built(event), &peer.name).await.unwrap();
+    }
+    gate.close();
+    let mut all = std::pin::pin!(world.rooms.receive_queued(&room));
+    for _ in 0..10_000 {
+        assert!(poll!(&mut all).is_pending());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(gate.held(), MANY, "all are decided before the first is on the disk");
+    gate.let_through(MANY).await;
+    gate.refuse(false);
+    let decided: Vec<_> = all.await.unwrap().into_iter().map(|(event, _)| event).collect();
+    assert_eq!(decided, ids(events));
+    assert!(world.rooms.queued_events(&room).await.unwrap().is_empty());
+    assert_eq!(state_of(&world.rooms, &room).await, state_of(&peer.rooms, &room).await);
+}

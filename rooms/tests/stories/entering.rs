@@ -3,7 +3,7 @@
 use hearth_dag::{Pdu, VerifiedPdu};
 use hearth_rooms::read::{Direction, EventFilter, PageRequest};
 use hearth_rooms::*;
-use ruma::{OwnedEventId, UserId};
+use ruma::{OwnedEventId, OwnedRoomId, UserId};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -248,8 +248,8 @@ async fn a_room_that_was_left_goes_on_where_it_is_now() {
     assert_eq!(world.last_gap(&room).await.unwrap().at, timeline[3].order().unwrap());
 }
 
-#[tokio::test]
-async fn a_process_that_ends_right_after_entering_leaves_nobody_out() {
+/// An answer that lets Alice in to many others of ours, who are in the room already.
+async fn many_of_ours() -> (OwnedRoomId, Vec<ruma::OwnedUserId>, EnterRoom) {
     const LOCAL: usize = 180;
     let peer = Peer::new("peer.test").await;
     let room = peer.room("bob", Preset::PublicChat).await;
@@ -262,42 +262,94 @@ async fn a_process_that_ends_right_after_entering_leaves_nobody_out() {
         let join = forge(&room, info.rules, Say::member(member, member, "join"), &[&last], &state);
         answer.state.push(built(&join));
     }
+    (room, users, answer)
+}
+
+/// Lets commits through one by one until the room is ours.
+async fn until_ours(
+    world: &World,
+    gate: &Gate,
+    room: &OwnedRoomId,
+    mut enter: std::pin::Pin<&mut impl Future<Output = Result<Entered, EnterError>>>,
+) {
+    for step in 0.. {
+        assert!(step < 100_000);
+        assert!(futures_util::poll!(&mut enter).is_pending());
+        tokio::task::yield_now().await;
+        if gate.held() == 0 {
+            continue;
+        }
+        if let Some(room) = world.rooms.room(room).await.unwrap()
+            && world.rooms.head(room.sn).await.unwrap().unwrap().value.residency == Residency::Resident
+        {
+            break;
+        }
+        gate.let_through(1).await;
+    }
+}
+
+async fn all_are_in(world: &World, room: &OwnedRoomId, users: &[ruma::OwnedUserId]) {
+    for _ in 0..100_000 {
+        if !world.has_late_members(room).await {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    let info = world.rooms.room(room).await.unwrap().unwrap();
+    for member in users.iter().chain([&user("alice")]) {
+        assert!(world.rooms.is_joined(member, info.sn).await.unwrap(), "{member}");
+    }
+    let head = world.head(room).await;
+    assert_eq!((head.residency, head.joined as usize), (Residency::Resident, users.len() + 2));
+    assert_eq!(world.member_rows(room).await.len(), users.len() + 2);
+}
+
+#[tokio::test]
+async fn a_process_that_ends_right_after_entering_leaves_nobody_out() {
+    let (room, users, answer) = many_of_ours().await;
     let store = hearth_store::Store::memory().await;
     let (gate, gated) = Gate::before(&store).await;
     {
         let world = World::on(gated);
         gate.close();
-        let mut enter = std::pin::pin!(world.rooms.enter_room(answer));
-        // Commit by commit until the room is ours.
-        for step in 0.. {
-            assert!(step < 100_000);
-            assert!(futures_util::poll!(&mut enter).is_pending());
-            tokio::task::yield_now().await;
-            if gate.held() == 0 {
-                continue;
-            }
-            if let Some(room) = world.rooms.room(&room).await.unwrap()
-                && world.rooms.head(room.sn).await.unwrap().unwrap().value.residency == Residency::Resident
-            {
-                break;
-            }
-            gate.let_through(1).await;
-        }
+        let enter = std::pin::pin!(world.rooms.enter_room(answer));
+        until_ours(&world, &gate, &room, enter).await;
     }
-    let world = World::on(store);
-    let info = world.rooms.room(&room).await.unwrap().unwrap();
-    for _ in 0..100_000 {
-        if world.store.get(&tables::LATE_MEMBERS, &info.sn).await.unwrap().is_none() {
-            break;
-        }
-        tokio::task::yield_now().await;
+    all_are_in(&World::on(store), &room, &users).await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_given_up_right_after_entering_leaves_nobody_out() {
+    let (room, users, answer) = many_of_ours().await;
+    let (gate, gated) = Gate::before(&hearth_store::Store::memory().await).await;
+    let world = World::on(gated);
+    gate.close();
+    {
+        let enter = std::pin::pin!(world.rooms.enter_room(answer));
+        until_ours(&world, &gate, &room, enter).await;
     }
-    for member in users.iter().chain([&user("alice")]) {
-        assert!(world.rooms.is_joined(member, info.sn).await.unwrap(), "{member}");
-    }
-    let head = world.head(&room).await;
-    assert_eq!((head.residency, head.joined as usize), (Residency::Resident, LOCAL + 2));
-    assert_eq!(world.member_rows(&room).await.len(), LOCAL + 2);
+    gate.let_through(usize::MAX).await;
+    gate.refuse(false);
+    all_are_in(&world, &room, &users).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_fails_right_after_entering_leaves_nobody_out_for_long() {
+    let (room, users, answer) = many_of_ours().await;
+    let (gate, gated) = Gate::before(&hearth_store::Store::memory().await).await;
+    let world = World::on(gated);
+    gate.close();
+    let mut enter = std::pin::pin!(world.rooms.enter_room(answer));
+    until_ours(&world, &gate, &room, enter.as_mut()).await;
+    gate.let_through(usize::MAX).await;
+    gate.refuse(true);
+    // The room is ours, whatever becomes of the rest.
+    enter.await.unwrap();
+    assert!(world.has_late_members(&room).await);
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    gate.refuse(false);
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    all_are_in(&world, &room, &users).await;
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 pub struct Gate {
     store: Store,
     is_open: AtomicBool,
+    refuses: AtomicBool,
     held: Mutex<Vec<(Commit, Answer)>>,
     /// How many keys were looked up, by the space that they begin with.
     reads: Mutex<BTreeMap<u8, usize>>,
@@ -21,13 +22,25 @@ impl Gate {
     /// An open gate before a store.
     pub async fn before(store: &Store) -> (Arc<Self>, Store) {
         let (store, is_open) = (store.clone(), AtomicBool::new(true));
-        let gate = Arc::new(Gate { store, is_open, held: Mutex::default(), reads: Mutex::default() });
+        let gate = Arc::new(Gate {
+            store,
+            is_open,
+            refuses: AtomicBool::new(false),
+            held: Mutex::default(),
+            reads: Mutex::default(),
+        });
         let gated = Store::on(gate.clone()).await.unwrap();
         (gate, gated)
     }
 
     pub fn close(&self) {
         self.is_open.store(false, Ordering::SeqCst);
+    }
+
+    /// From here on nothing is held: every commit fails, or none.
+    pub fn refuse(&self, all: bool) {
+        self.is_open.store(true, Ordering::SeqCst);
+        self.refuses.store(all, Ordering::SeqCst);
     }
 
     /// How many keys were looked up in the table of this one.
@@ -72,6 +85,11 @@ impl Engine for Gate {
     }
 
     fn submit(&self, commit: Commit) -> Pending {
+        if self.refuses.load(Ordering::SeqCst) {
+            let (answer, pending) = Pending::channel();
+            let _ = answer.send(Err(StoreError::Engine("the disk is being looked at".to_owned()).into()));
+            return pending;
+        }
         if self.is_open.load(Ordering::SeqCst) {
             return self.store.submit(commit);
         }

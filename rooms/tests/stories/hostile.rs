@@ -5,8 +5,9 @@ use hearth_rooms::*;
 use ruma::OwnedRoomId;
 use serde_json::{Value, json};
 
+use crate::gate::Gate;
 use crate::peers::*;
-use crate::support::{World, user};
+use crate::support::{TestClock, World, servers, user};
 
 /// A room of a peer that our user has entered, with its last event and its state.
 async fn entered() -> (World, Peer, OwnedRoomId, Pdu, State) {
@@ -129,4 +130,109 @@ async fn forks_take_nothing_from_the_state_and_are_merged() {
     has_all(&world).await;
     assert!(world.store.get(&tables::MERGED_FORKS, &info.sn).await.unwrap().is_none());
     assert_eq!(world.head(&room).await.extremities.len(), 1);
+}
+
+#[tokio::test]
+async fn forks_that_others_join_are_merged_no_more() {
+    const FORKS: usize = 130;
+    let (world, peer, room, join, state) = entered().await;
+    let bob = peer.user("bob");
+    let keys: Vec<String> = (0..FORKS).map(|number| number.to_string()).collect();
+    let mut forks = Vec::new();
+    for key in &keys {
+        let fork = Say::state(&bob, "org.example.fork", key, json!({ "is": key }));
+        forks.push(forge(&room, rules(), fork, &[&join], &state));
+    }
+    let receive = async |pdu: &Pdu| {
+        assert!(matches!(world.rooms.receive(&built(pdu)).await.unwrap(), Received::Accepted(_)));
+    };
+    for fork in &forks {
+        receive(fork).await;
+    }
+    let info = world.rooms.room(&room).await.unwrap().unwrap();
+    let merged = async || world.store.get(&tables::MERGED_FORKS, &info.sn).await.unwrap();
+    assert!(merged().await.is_some());
+    let joins: Vec<Vec<&Pdu>> = forks.chunks(20).map(|forks| forks.iter().collect()).collect();
+    for (place, prev) in joins.iter().enumerate() {
+        let dummy = Say { sender: &bob, kind: DUMMY_EVENT, state_key: None, content: json!({}) };
+        receive(&forge(&room, rules(), dummy, prev, &state)).await;
+        // Those that were merged are the oldest.
+        assert_eq!(merged().await.is_some(), (place + 1) * 20 < FORKS - 100, "after {place}");
+    }
+    assert_eq!(world.head(&room).await.extremities.len(), joins.len());
+    for key in &keys {
+        assert_eq!(world.state(&room, "org.example.fork", key).await, Some(json!({ "is": key })));
+    }
+}
+
+#[tokio::test]
+async fn a_chain_of_refused_events_is_not_gone_through_for_each_that_follows() {
+    const CHAIN: usize = 400;
+    let (gate, store) = Gate::before(&hearth_store::Store::memory().await).await;
+    let clock = std::sync::Arc::new(TestClock(std::sync::atomic::AtomicU64::new(1_700_000_000_000)));
+    let options = RoomsOptions { event_cache_bytes: 1, ..RoomsOptions::default() };
+    let world = World { rooms: Rooms::new(store.clone(), servers(), clock, &options), store };
+    let peer = Peer::new("peer.test").await;
+    let room = peer.room("bob", Preset::PublicChat).await;
+    let enter = peer.let_in(&room, &user("alice")).await;
+    let join = enter.join.pdu().clone();
+    world.rooms.enter_room(enter).await.unwrap();
+    let state = state_of(&peer.rooms, &room).await;
+    let (bob, eve) = (peer.user("bob"), peer.user("eve"));
+    let event = tables::EVENTS.key_bytes(&(RoomSn(1), EventSn(1)));
+    let mut last = join;
+    for number in 0..CHAIN {
+        last = forge(&room, rules(), Say::message(&eve, &number.to_string()), &[&last], &state);
+        assert!(matches!(world.rooms.receive(&built(&last)).await.unwrap(), Received::Rejected(_)));
+    }
+    for text in ["one", "two"] {
+        let before = gate.reads(&event);
+        let said = forge(&room, rules(), Say::message(&bob, text), &[&last], &state);
+        assert!(matches!(world.rooms.receive(&built(&said)).await.unwrap(), Received::Accepted(_)));
+        let reads = gate.reads(&event) - before;
+        assert!(reads < CHAIN, "{reads} reads");
+    }
+}
+
+#[tokio::test]
+async fn worthless_redactions_hide_no_good_one() {
+    let (world, peer, room, join, state) = entered().await;
+    let (bob, carol) = (peer.user("bob"), peer.user("carol"));
+    let eve = ruma::UserId::parse("@eve:evil.test").unwrap();
+    let mut last = join.clone();
+    let mut state = state;
+    let mut receive = async |say: Say<'_>, state: &State| {
+        let pdu = forge(&room, rules(), say, &[&last], state);
+        let received = world.rooms.receive(&built(&pdu)).await.unwrap();
+        assert!(matches!(received, Received::Accepted(_)), "{received:?}");
+        last = pdu.clone();
+        pdu
+    };
+    let joined = receive(Say::member(&carol, &carol, "join"), &state).await;
+    state = with(&state, &joined);
+    let eves = receive(Say::member(&eve, &eve, "join"), &state).await;
+    state = with(&state, &eves);
+    // Two messages of Carol are on their way: Bob, who has power, redacts one of them, and she the other.
+    let targets =
+        ["one", "two"].map(|text| forge(&room, rules(), Say::message(&carol, text), &[&joined], &state));
+    for ((target, by), worthless) in targets.iter().zip([&bob, &carol]).zip([1_001, 20]) {
+        let redact = |sender| {
+            let content = json!({ "redacts": target.event_id() });
+            Say { sender, kind: "m.room.redaction", state_key: None, content }
+        };
+        for _ in 0..worthless {
+            receive(redact(&eve), &state).await;
+        }
+        receive(redact(by), &state).await;
+    }
+    for target in &targets {
+        assert!(matches!(world.rooms.receive(&built(target)).await.unwrap(), Received::Accepted(_)));
+        assert!(world.by_id(&room, &target.event_id().to_owned()).await.is_redacted());
+    }
+    // Those of Eve alone redact nothing.
+    let spared = forge(&room, rules(), Say::message(&carol, "three"), &[&joined], &state);
+    let content = json!({ "redacts": spared.event_id() });
+    receive(Say { sender: &eve, kind: "m.room.redaction", state_key: None, content }, &state).await;
+    assert!(matches!(world.rooms.receive(&built(&spared)).await.unwrap(), Received::Accepted(_)));
+    assert!(!world.by_id(&room, &spared.event_id().to_owned()).await.is_redacted());
 }

@@ -199,3 +199,41 @@ async fn nobody_else_ends_an_invite_or_a_knock() {
     world.rooms.receive_out_of_band(&told(&room, &make(&peer.user("bob")))).await.unwrap();
     assert_eq!(row(&world, &room).await.membership, Membership::Leave);
 }
+
+#[tokio::test]
+async fn only_servers_with_power_in_the_room_end_what_they_did_not_begin() {
+    let (peer, alice) = (Peer::new("peer.test").await, user("alice"));
+    let (bob, carol) = (peer.user("bob"), UserId::parse("@carol:far.test").unwrap());
+    let eve = UserId::parse("@eve:evil.test").unwrap();
+    let of_eve = json!({ "type": "m.room.member", "state_key": eve, "sender": eve, "content": { "membership": "join" } });
+    let topic =
+        json!({ "type": "m.room.topic", "state_key": "", "sender": eve, "content": { "topic": "mine" } });
+    let levels = |kick: i64| {
+        let users = json!({ bob.to_string(): 100, carol.to_string(): 50, eve.to_string(): 20 });
+        let content = json!({ "users": users, "kick": kick, "ban": 60 });
+        json!({ "type": "m.room.power_levels", "state_key": "", "sender": bob, "content": content })
+    };
+    let cases = [
+        // Everybody has a membership.
+        (vec![of_eve.clone()], &eve, "leave", false),
+        // Where nothing is known of power, who changed the state may have some.
+        (vec![topic.clone()], &eve, "leave", true),
+        (vec![topic.clone(), levels(50)], &eve, "leave", false),
+        (vec![topic.clone(), levels(20)], &eve, "leave", true),
+        (vec![levels(50)], &carol, "leave", true),
+        (vec![levels(50)], &carol, "ban", false),
+    ];
+    for (state, who, membership, ends) in cases {
+        let world = World::new().await;
+        let room = peer.room("bob", Preset::PrivateChat).await;
+        let info = peer.rooms.room(&room).await.unwrap().unwrap();
+        let invite = peer.take(&room, Say::member(&bob, &alice, "invite")).await;
+        let described = format!("{state:?}, {who}, {membership}");
+        let state = state.iter().map(|event| to_raw_value(event).unwrap()).collect();
+        world.rooms.receive_out_of_band(&OutOfBand { state, ..told(&room, &invite) }).await.unwrap();
+        let of_room = state_of(&peer.rooms, &room).await;
+        let end = forge(&room, info.rules, Say::member(who, &alice, membership), &[&invite], &of_room);
+        let ended = world.rooms.receive_out_of_band(&told(&room, &end)).await;
+        assert_eq!(ended.is_ok(), ends, "{described}: {ended:?}");
+    }
+}

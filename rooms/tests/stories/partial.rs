@@ -261,5 +261,5 @@ async fn however_many_members_come_with_the_full_state_all_have_their_rows() {
         assert!(world.rooms.is_joined(member, info.sn).await.unwrap(), "{member}");
         assert_eq!(rows[member.as_str()], Membership::Join);
     }
-    assert!(world.store.get(&tables::LATE_MEMBERS, &info.sn).await.unwrap().is_none());
+    assert!(!world.has_late_members(&room).await);
 }

@@ -151,6 +151,13 @@ impl World {
         self.rooms.events().load_many(&room, &events).await.unwrap()
     }
 
+    /// Whether members of ours are still to be told what the room says of them.
+    pub async fn has_late_members(&self, room: &OwnedRoomId) -> bool {
+        let room = self.rooms.room(room).await.unwrap().unwrap();
+        let range = tables::LATE_MEMBERS.prefix(&(room.sn,));
+        self.store.first(&tables::LATE_MEMBERS, range).await.unwrap().is_some()
+    }
+
     pub async fn by_id(&self, room: &OwnedRoomId, event: &OwnedEventId) -> Arc<StoredEvent> {
         let room = self.rooms.room(room).await.unwrap().unwrap();
         self.rooms.events().by_id(&room, event).await.unwrap().unwrap()
