@@ -87,6 +87,8 @@ pub fn page_limit(asked: Option<u64>, filter: &EventFilter, default: u64) -> usi
 struct MessagesQuery {
     from: Option<String>,
     to: Option<String>,
+    /// Required, but servers never insisted.
+    #[serde(default)]
     dir: Dir,
     limit: Option<u64>,
     filter: Option<String>,

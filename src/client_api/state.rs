@@ -232,15 +232,11 @@ async fn joined(
     Ok(RawJson::from(out))
 }
 
+/// Both fields are always there: who has no name or no picture has `null`, as clients of old expect.
 fn push_profile(out: &mut Vec<u8>, profile: Option<MemberProfile<'_>>) {
     let displayname = profile.as_ref().and_then(|profile| profile.displayname);
     let avatar_url = profile.as_ref().and_then(|profile| profile.avatar_url);
-    let fields = [("display_name", displayname), ("avatar_url", avatar_url)];
-    let strings = fields.into_iter().filter_map(|(name, value)| Some((name, value?.get())));
-    out.push(b'{');
-    for (place, (name, value)) in strings.filter(|(_, value)| value.starts_with('"')).enumerate() {
-        let comma = if place > 0 { "," } else { "" };
-        out.extend_from_slice(format!("{comma}\"{name}\":{value}").as_bytes());
-    }
-    out.push(b'}');
+    let text = |value: Option<&RawValue>| value.map(RawValue::get).filter(|value| value.starts_with('"'));
+    let (name, picture) = (text(displayname).unwrap_or("null"), text(avatar_url).unwrap_or("null"));
+    out.extend_from_slice(format!("{{\"display_name\":{name},\"avatar_url\":{picture}}}").as_bytes());
 }

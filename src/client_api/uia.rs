@@ -115,6 +115,7 @@ pub async fn authenticate(users: &Users, request: UiaRequest<'_>) -> Result<UiaD
         UiaError::OtherOperation => {
             MatrixError::forbidden("the operation has changed during its authentication").into()
         }
+        error @ UiaError::OtherUser => MatrixError::forbidden(error.to_string()).into(),
         UiaError::Account(error) => MatrixError::from(error).into(),
         UiaError::Users(error) => MatrixError::from(error).into(),
     })

@@ -60,6 +60,10 @@ where
         // Answers to GET and HEAD never depend on a body, whatever a client attaches.
         let reads_body = parts.method != http::Method::GET && parts.method != http::Method::HEAD;
         let body = if reads_body { body::whole(body).await? } else { Bytes::new() };
+        // Fields that nobody reads are not looked at by the parser.
+        if std::str::from_utf8(&body).is_err() {
+            return Err(MatrixError::not_json("the request's body is not UTF-8"));
+        }
         let path_args: Vec<&str> = facts.path_args.iter().map(String::as_str).collect();
         let bodiless = (reads_body && body.is_empty()).then(|| parts.clone());
         let request = http::Request::from_parts(parts, &body[..]);

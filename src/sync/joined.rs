@@ -53,6 +53,15 @@ impl ClientSync {
         let timeline = self.live_timeline(round, &mut viewer, room_id, &tail, entry).await?;
         let bounds = self.bounds(round, room, &tail, entry, &timeline).await?;
         let state = self.room_state(round, room, room_id, bounds, &timeline.events).await?;
+        if round.since.is_some() {
+            let mut arrivals = round.arrivals.lock();
+            if entry.is_new {
+                arrivals.enter(room);
+            } else {
+                let shown = timeline.events.iter().map(|shown| &*shown.event);
+                arrivals.note(shown.chain(state.events.iter().map(|event| &**event)));
+            }
+        }
         let counted = self.unread.count(Where { user, room, room_id, tail: &tail, upto }).await?;
         let read = round.since.is_some_and(|since| counted.read > since.position);
         let start = out.len();

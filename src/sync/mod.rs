@@ -7,6 +7,7 @@
 mod apart;
 mod joined;
 mod lazy;
+mod presence;
 mod request;
 mod room_state;
 pub mod tracker;
@@ -24,6 +25,7 @@ use hearth_rooms::{
 };
 use hearth_store::{Store, StoreError, StreamPosition};
 use hearth_users::{AccountDataChanges, Users, Volatile};
+use parking_lot::Mutex;
 use quick_cache::{Weighter, sync::Cache};
 use ruma::{OwnedUserId, RoomId};
 use tokio::{
@@ -104,6 +106,7 @@ struct Round<'a> {
     own: AccountDataChanges,
     sent: &'a Sending,
     now_ms: u64,
+    arrivals: Mutex<Arrivals>,
 }
 
 impl<'a> Round<'a> {
@@ -238,7 +241,8 @@ impl ClientSync {
             self.users.account_data_changes(user, since.map(|since| since.position), next.position).await?;
         let ignored = self.users.ignored_users(user).await?;
         let now_ms = (self.clock)();
-        let round = Round { request, active, since, next, ignored, own, sent, now_ms };
+        let arrivals = Mutex::default();
+        let round = Round { request, active, since, next, ignored, own, sent, now_ms, arrivals };
         let sections = self.sections(&round).await?;
         let mut json = Vec::with_capacity(256 + sections.values().map(Vec::len).sum::<usize>());
         json.push(b'{');
@@ -356,52 +360,6 @@ impl ClientSync {
     fn wants_presence(&self, request: &SyncRequest) -> bool {
         let filter = &request.filter.presence;
         self.users.presence().enabled() && !filter.passes_none() && filter.wants_type("m.presence")
-    }
-
-    /// Writes the presence of those who share a room with the user; whether any changed.
-    async fn push_presence(&self, round: &Round<'_>, list: &mut List<'_>) -> Result<bool, StoreError> {
-        if !self.wants_presence(round.request) {
-            return Ok(false);
-        }
-        let (presence, filter) = (self.users.presence(), &round.request.filter.presence);
-        let seen = round.since.filter(|since| since.boot == self.boot).map_or(0, |since| since.presence);
-        let (changed, _) =
-            presence.changes_since(seen, MAX_PRESENCE, |user| filter.wants_sender(user.as_str()));
-        if changed.is_empty() {
-            return Ok(false);
-        }
-        let mine: HashSet<RoomSn> = round
-            .active
-            .places()
-            .into_iter()
-            .filter(|(_, place)| place.is_joined())
-            .map(|(room, _)| room)
-            .collect();
-        let mut events = Vec::new();
-        let mut told = List::new(&mut events);
-        for (user, view) in changed {
-            let seen_by_me = user == round.request.user || self.shares_room(&mine, &user).await?;
-            if seen_by_me && !round.ignored.contains(&user) {
-                let mut content = serde_json::json!({ "presence": view.presence.as_str() });
-                if let Some(message) = &view.status_msg {
-                    content["status_msg"] = message.as_str().into();
-                }
-                if let Some(ago) = view.last_active_ago_ms {
-                    content["last_active_ago"] = ago.into();
-                }
-                content["currently_active"] = view.currently_active.into();
-                let event = serde_json::json!({ "type": "m.presence", "sender": user, "content": content });
-                told.next().extend_from_slice(event.to_string().as_bytes());
-            }
-        }
-        if events.is_empty() {
-            return Ok(false);
-        }
-        let out = list.key("presence");
-        out.extend_from_slice(b"{\"events\":[");
-        out.extend_from_slice(&events);
-        out.extend_from_slice(b"]}");
-        Ok(true)
     }
 
     async fn shares_room(&self, mine: &HashSet<RoomSn>, user: &OwnedUserId) -> Result<bool, StoreError> {

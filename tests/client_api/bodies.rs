@@ -109,3 +109,18 @@ async fn a_client_that_waits_to_be_asked_is_refused_without_its_body() {
     socket.write_all(head.as_bytes()).await.unwrap();
     is_refused(&answer(&mut socket).await, 413, "M_TOO_LARGE");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_is_no_text_is_refused_also_where_nobody_reads_it() {
+    let (_, address) = stage().await;
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let body = b"{\"username\":\"carol\",\"password\":\"secret\",\"more\":\"a\x81\"}";
+    let head = format!(
+        "POST /_matrix/client/v3/register HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    socket.write_all(head.as_bytes()).await.unwrap();
+    socket.write_all(body).await.unwrap();
+    let (status, refused) = answer(&mut socket).await;
+    assert_eq!((status, &refused["errcode"]), (400, &"M_NOT_JSON".into()), "{refused}");
+}

@@ -42,6 +42,26 @@ async fn presence_is_seen_by_those_who_share_a_room() {
 }
 
 #[tokio::test]
+async fn who_meets_in_a_room_is_told_of_each_other() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    alice.put(&status(&alice), json!({ "presence": "online", "status_msg": "first" })).await.ok();
+    bob.put(&status(&bob), json!({ "presence": "unavailable", "status_msg": "second" })).await.ok();
+    let room = alice.creates_a_public_room().await;
+    let (_, alices) = told(&alice, &bob, "").await;
+    let (news, bobs) = told(&bob, &alice, "").await;
+    assert_eq!(news, Value::Null, "they share no room yet");
+    bob.joins(&room).await;
+    let (news, alices) = told(&alice, &bob, &alices).await;
+    assert_eq!(news["status_msg"], "second", "somebody came into a room of hers");
+    let (news, bobs) = told(&bob, &alice, &bobs).await;
+    assert_eq!(news["status_msg"], "first", "he came into a room");
+    alice.says(&room, "hello").await;
+    assert_eq!(told(&alice, &bob, &alices).await.0, Value::Null, "told twice");
+    assert_eq!(told(&bob, &alice, &bobs).await.0, Value::Null, "told twice");
+}
+
+#[tokio::test]
 async fn who_is_logged_out_or_closed_is_offline_to_others_at_once() {
     let server = TestServer::start().await;
     let (alice, bob) = (server.user("alice").await, server.user("bob").await);

@@ -57,6 +57,23 @@ async fn receipts_are_shown_to_those_they_are_for() {
 }
 
 #[tokio::test]
+async fn of_two_receipts_for_an_event_the_one_for_all_threads_is_shown() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = alice.creates_a_public_room().await;
+    bob.joins(&room).await;
+    let event = alice.says(&room, "one").await;
+    for first in [json!({}), json!({ "thread_id": "main" })] {
+        let second = if first["thread_id"].is_null() { json!({ "thread_id": "main" }) } else { json!({}) };
+        bob.post(&receipt(&room, "m.read", &event), first).await.ok();
+        bob.post(&receipt(&room, "m.read", &event), second).await.ok();
+        let news = room_news(&alice, &room).await;
+        let seen = &content(&news["ephemeral"], "m.receipt")[&event]["m.read"]["@bob:hearth.test"];
+        assert!(seen["ts"].is_u64() && seen["thread_id"].is_null(), "{seen}");
+    }
+}
+
+#[tokio::test]
 async fn a_read_marker_is_the_users_own_and_moves_with_receipts() {
     let server = TestServer::start().await;
     let (alice, bob, eve) = (server.user("alice").await, server.user("bob").await, server.user("eve").await);

@@ -61,6 +61,26 @@ async fn an_auth_that_says_nothing_begins_a_session() {
 }
 
 #[tokio::test]
+async fn nobody_confirms_what_another_user_does() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    for user in [&alice, &bob] {
+        let hash = server.app.users.hash_password("secret").await.unwrap();
+        server.app.users.set_password(&user.user_id, hash).await.unwrap();
+    }
+    let asked = alice.post("/_matrix/client/v3/delete_devices", json!({ "devices": ["X"] })).await;
+    let mut auth = json!({
+        "type": "m.login.password", "session": session(&asked), "password": "secret",
+        "identifier": { "type": "m.id.user", "user": bob.user_id },
+    });
+    let confirmed = |auth: &Value| json!({ "devices": ["X"], "auth": auth });
+    let refused = alice.post("/_matrix/client/v3/delete_devices", confirmed(&auth)).await;
+    refused.refused(403, "M_FORBIDDEN");
+    auth["identifier"]["user"] = json!(alice.user_id);
+    alice.post("/_matrix/client/v3/delete_devices", confirmed(&auth)).await.ok();
+}
+
+#[tokio::test]
 async fn an_unknown_session_begins_a_new_one_and_is_told_so() {
     let server = TestServer::start().await;
     let ask = |auth: Value| json!({ "username": "bob", "password": "secret", "auth": auth });

@@ -237,7 +237,11 @@ pub fn receipt_content(receipts: &[Receipt]) -> serde_json::Value {
             details["thread_id"] = thread.into();
         }
         let event = content.entry(receipt.event_id.as_str()).or_insert_with(|| json!({}));
-        event[receipt.kind.as_str()][receipt.user_id.as_str()] = details;
+        let place = &mut event[receipt.kind.as_str()][receipt.user_id.as_str()];
+        // There is room for one receipt of a user for an event: the one for all threads says more than one for a thread.
+        if place.is_null() || receipt.thread.as_str().is_none() {
+            *place = details;
+        }
     }
     content.into()
 }

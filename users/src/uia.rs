@@ -85,6 +85,9 @@ pub enum UiaError {
     /// The session belongs to another operation.
     #[error("the operation has changed during its authentication")]
     OtherOperation,
+    /// Somebody identified who is not the one whose operation this is.
+    #[error("this is for the user to confirm whose session it is")]
+    OtherUser,
     /// The password could not be checked.
     #[error(transparent)]
     Account(#[from] AccountError),
@@ -229,6 +232,8 @@ impl Sessions {
 enum Stage {
     Completed(AuthType, UiaDone),
     Failed(StandardErrorBody),
+    /// The credentials of a user whose operation this is not.
+    OtherUser,
     /// Only asks how far the session is.
     Asked,
 }
@@ -261,6 +266,10 @@ impl Users {
         };
         let completed = match self.stage(request.user, request.flows, auth).await? {
             Stage::Asked => None,
+            Stage::OtherUser => {
+                self.inner.uia.fail(&id);
+                return Err(UiaError::OtherUser);
+            }
             Stage::Failed(error) => {
                 self.inner.uia.fail(&id);
                 return Err(self.challenge(&request, Some(id), Some(error)));
@@ -290,6 +299,10 @@ impl Users {
                 noted.then_some(()).ok_or(UiaStageError::UnknownSession)
             }
             Stage::Asked => Err(UiaStageError::UnknownSession),
+            Stage::OtherUser => {
+                self.inner.uia.fail(id);
+                Err(UiaStageError::Refused("this is another user's operation".to_owned()))
+            }
             Stage::Failed(error) => {
                 self.inner.uia.fail(id);
                 Err(UiaStageError::Refused(error.message))
@@ -327,8 +340,11 @@ impl Users {
                     UserIdentifier::Matrix(id) => id.user == user.localpart(),
                     _ => false,
                 };
+                if !named {
+                    return Ok(Stage::OtherUser);
+                }
                 let right = match self.verify_password(user, &shown.password).await {
-                    Ok(right) => right && named,
+                    Ok(right) => right,
                     Err(AccountError::Password(crate::PasswordError::TooLong)) => false,
                     Err(error) => return Err(error),
                 };

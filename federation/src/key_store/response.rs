@@ -18,8 +18,8 @@ use crate::tables::{KnownKey, ServerKeysRow};
 pub const KEY_RESPONSE_BYTES: usize = 64 * 1024;
 /// Keys of one server that are kept. Those in use come first, then the old ones by how lately they expired.
 pub const KEYS_PER_SERVER: usize = 32;
-/// The longest key ID that is kept.
-pub const KEY_ID_BYTES: usize = 64;
+/// The longest key ID that is kept: as long as any identifier may be.
+pub const KEY_ID_BYTES: usize = 255;
 /// However long an answer says that it is good, it is believed no longer than this after it was fetched.
 pub const VALID_AT_MOST_MS: u64 = 7 * 24 * 3600 * 1000;
 
@@ -192,6 +192,13 @@ mod tests {
         assert_eq!(keys, [("ed25519:1", NOW + day, false), ("ed25519:0", NOW - 5, true)]);
         assert_eq!(response.row.keys[0].public_key, key("1", 1).public_key());
         assert_eq!(read(&response.json), Ok(response), "what is kept can be read again");
+    }
+
+    #[test]
+    fn the_id_of_a_key_may_hold_a_digest() {
+        let version = format!("server_{}", "0123456789abcdef".repeat(4));
+        let response = read(&server_keys(&key(&version, 1), &[], NOW)).unwrap();
+        assert_eq!(response.row.keys[0].key_id, format!("ed25519:{version}"));
     }
 
     #[test]
