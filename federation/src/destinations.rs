@@ -22,7 +22,7 @@ use crate::{
 /// Revivals that a follower may lag behind; then it looks at all destinations.
 const REVIVALS_KEPT: usize = 1024;
 /// How often at most a server that fails is tried early because it asked us something.
-pub const EARLY_EVERY: Duration = Duration::from_secs(60);
+pub const EARLY_EVERY: Duration = Duration::from_secs(10);
 /// Servers of which it is known when they were last tried early; who is forgotten may be tried early again.
 const EARLY_KEPT: usize = 20_000;
 /// How much of what went wrong is kept, in bytes.
