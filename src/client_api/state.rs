@@ -234,9 +234,11 @@ async fn joined(
 
 /// Both fields are always there: who has no name or no picture has `null`, as clients of old expect.
 fn push_profile(out: &mut Vec<u8>, profile: Option<MemberProfile<'_>>) {
-    let displayname = profile.as_ref().and_then(|profile| profile.displayname);
-    let avatar_url = profile.as_ref().and_then(|profile| profile.avatar_url);
-    let text = |value: Option<&RawValue>| value.map(RawValue::get).filter(|value| value.starts_with('"'));
-    let (name, picture) = (text(displayname).unwrap_or("null"), text(avatar_url).unwrap_or("null"));
+    let (name, picture) = profile.map_or((None, None), |profile| (profile.displayname, profile.avatar_url));
+    let (name, picture) = (text_or_null(name), text_or_null(picture));
     out.extend_from_slice(format!("{{\"display_name\":{name},\"avatar_url\":{picture}}}").as_bytes());
+}
+
+fn text_or_null(value: Option<&RawValue>) -> &str {
+    value.map(RawValue::get).filter(|value| value.starts_with('"')).unwrap_or("null")
 }

@@ -36,6 +36,7 @@ use tokio::{
 pub use self::request::{MAX_TIMEOUT, StateWanted, SyncRequest};
 use self::{
     lazy::{LazyMembers, Sending},
+    presence::Arrivals,
     tracker::{Active, Place, Tracker},
     unread::Unread,
     write::{List, Style, push_content_event, push_events},
