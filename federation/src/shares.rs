@@ -1,5 +1,6 @@
 //! Something scarce that all askers share: places, or bytes.
-//! * Whoever asks may hold as much as is free beside it, and no more: one asker gets half, the next one half of the rest.
+//! * Whoever asks may hold as much as is free beside it, or one more: one asker gets half, the next one half of the rest,
+//!   and of single places somebody new gets the last one.
 //!   Whoever never gives anything back ties down a part, whatever the number of their requests; to leave nothing to
 //!   somebody new takes several askers.
 //! * Nobody has a place in a line that another could fill: who finds nothing is refused, or waits without one.
@@ -77,9 +78,9 @@ impl<K: Clone + Eq + Hash> Share<K> {
     /// Takes more. Says whether there was as much.
     pub fn grow(&mut self, by: usize) -> bool {
         let mut taken = self.of.taken.lock();
-        let free = self.of.most.saturating_sub(taken.all);
+        let Some(left) = self.of.most.checked_sub(taken.all.saturating_add(by)) else { return false };
         let held = taken.by.get(&self.who).copied().unwrap_or(0);
-        if held.saturating_add(by) > free {
+        if held.saturating_add(by) > left.saturating_add(1) {
             return false;
         }
         taken.all += by;
@@ -143,10 +144,11 @@ mod tests {
             async move { shares.wait("a", 1).await }
         });
         let other = shares.wait("b", 1).await;
-        drop(held);
         tokio::task::yield_now().await;
-        assert!(!waiting.is_finished(), "the other one has what is left");
-        drop(other);
-        waiting.await.unwrap();
+        assert!(!waiting.is_finished(), "the other one has what was left");
+        drop(held);
+        let got = waiting.await.unwrap();
+        assert!(shares.take("c", 1).is_none());
+        drop((got, other));
     }
 }

@@ -63,7 +63,7 @@ async fn a_device_is_removed_with_the_password_only() {
     let wrong = delete(&desk, "PHONE", Some(auth(&asked, "alice", "wrong"))).await;
     assert_eq!((wrong.status.as_u16(), &wrong.json()["errcode"]), (401, &json!("M_FORBIDDEN")));
     let not_me = delete(&desk, "PHONE", Some(auth(&asked, "bob", "secret"))).await;
-    assert_eq!((not_me.status.as_u16(), &not_me.json()["errcode"]), (401, &json!("M_FORBIDDEN")));
+    assert_eq!((not_me.status.as_u16(), &not_me.json()["errcode"]), (403, &json!("M_FORBIDDEN")));
     // The session was begun for this device, not for another one.
     delete(&desk, "ALICEDEVICE", Some(auth(&asked, "alice", "secret"))).await.refused(403, "M_FORBIDDEN");
     phone.get(WHOAMI).await.ok();
