@@ -210,7 +210,17 @@ async fn invites_go_to_users_of_other_servers_and_can_be_taken_or_rejected() {
     alice.post(&path, json!({ "user_id": carol.user_id })).await.ok();
     alice.post(&path, json!({ "user_id": "@nobody:near.test" })).await.refused(404, "M_NOT_FOUND");
     alice.post(&path, json!({ "user_id": "@x:gone.test" })).await.refused(502, "M_UNKNOWN");
+    let before = carol.get("/_matrix/client/v3/sync").await.ok();
     carol.leaves(&room).await;
+    let since = before["next_batch"].as_str().unwrap();
+    let left = carol.get(&format!("/_matrix/client/v3/sync?since={since}")).await.ok();
+    let leave = &left["rooms"]["leave"][&room]["timeline"]["events"][0];
+    assert_eq!(
+        (&leave["type"], &leave["state_key"]),
+        (&json!("m.room.member"), &json!(carol.user_id)),
+        "{left}"
+    );
+    assert_eq!(leave["content"]["membership"], "leave");
     let rejected = state(&alice, &room, "m.room.member", "@carol:near.test").await.ok();
     assert_eq!(rejected["membership"], "leave");
     let left = carol.get("/_matrix/client/v3/sync").await.ok();

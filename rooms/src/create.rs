@@ -401,16 +401,21 @@ async fn append_what_fits(turn: &mut Turn, drafts: &mut VecDeque<Draft>) -> Resu
 }
 
 impl Preset {
-    fn events(self) -> [(&'static str, Value); 3] {
+    /// Where guests are not welcome nothing says so: that is what the absence of the event means, and what other servers'
+    /// rooms look like.
+    fn events(self) -> Vec<(&'static str, Value)> {
         let (join_rule, guests) = match self {
-            Preset::PrivateChat | Preset::TrustedPrivateChat => ("invite", "can_join"),
-            Preset::PublicChat => ("public", "forbidden"),
+            Preset::PrivateChat | Preset::TrustedPrivateChat => ("invite", Some("can_join")),
+            Preset::PublicChat => ("public", None),
         };
+        let guests = guests.map(|guests| ("m.room.guest_access", json!({ "guest_access": guests })));
         [
             ("m.room.join_rules", json!({ "join_rule": join_rule })),
             ("m.room.history_visibility", json!({ "history_visibility": "shared" })),
-            ("m.room.guest_access", json!({ "guest_access": guests })),
         ]
+        .into_iter()
+        .chain(guests)
+        .collect()
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hearth_rooms::{
     Membership, RoomSn, TimelineOrder,
-    read::{Bundles, RoomEvent, Shown, Stretch, TimelineToken},
+    read::{Bundles, ClientEvent, RoomEvent, Shown, Stretch, TimelineToken, push_str},
 };
 use hearth_store::StoreError;
 use ruma::{RoomId, UserId};
@@ -134,6 +134,20 @@ impl ClientSync {
             let order = event.order.unwrap_or(end);
             timeline.events.push(Shown { order, event, membership: place.membership.as_str() });
         }
+        if timeline.events.is_empty()
+            && !viewer.was_joined()
+            && let Some(event) = self.leave_out_of_band(room, user).await?
+        {
+            // What ended an invite of a room that is held elsewhere.
+            out.extend_from_slice(b"{\"timeline\":{\"events\":[");
+            event.write(out, round.style().copy());
+            out.extend_from_slice(b"],\"limited\":false,\"prev_batch\":");
+            push_str(out, &timeline.prev.to_string());
+            out.extend_from_slice(b"},");
+            push_str(out, round.request.state.key());
+            out.extend_from_slice(b":{\"events\":[]}}");
+            return Ok(true);
+        }
         out.push(b'{');
         let mut list = List::new(out);
         let entry = Entry { is_new: since.is_none(), after };
@@ -161,6 +175,16 @@ impl ClientSync {
         round.style().events(&self.reader, room, events, &Bundles::new(), list.key(key)).await?;
         out.push(b'}');
         Ok(true)
+    }
+
+    /// The event by which the user left a room that nobody here is in.
+    async fn leave_out_of_band(
+        &self,
+        room: RoomSn,
+        user: &UserId,
+    ) -> Result<Option<ClientEvent>, StoreError> {
+        let row = self.reader.out_of_band(user, room).await?;
+        Ok(row.and_then(|row| self.reader.event_out_of_band(&row).ok()))
     }
 
     async fn own_member_event(

@@ -19,7 +19,6 @@ async fn a_room_is_made_joined_and_talked_in() {
             "m.room.power_levels",
             "m.room.join_rules",
             "m.room.history_visibility",
-            "m.room.guest_access",
             "m.room.member",
             "m.room.message"
         ]
