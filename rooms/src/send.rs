@@ -225,11 +225,15 @@ impl Send {
     }
 
     async fn check_redaction(&self, turn: &mut Turn, target: &OwnedEventId) -> Result<(), SendError> {
-        let number = turn.event_number(target).await?.ok_or(SendError::UnknownTarget)?;
-        let target = turn.event(number).await?;
+        let number = turn.event_number(target).await?;
         let (_, power, _) = turn.facts().await?;
-        let may =
-            target.header.sender == self.sender || power.user(&self.sender) >= Level::Finite(power.redact());
+        let has_power = power.user(&self.sender) >= Level::Finite(power.redact());
+        let Some(number) = number else {
+            // Other servers of the room may have it; here it is redacted when it comes.
+            let is_shared = turn.rooms.servers_in_room(&turn.head.room).await?.len() > 1;
+            return if is_shared && has_power { Ok(()) } else { Err(SendError::UnknownTarget) };
+        };
+        let may = turn.event(number).await?.header.sender == self.sender || has_power;
         // A server's users may take back one another's events only with power: the rule for servers is looser.
         if may { Ok(()) } else { Err(SendError::CannotRedact) }
     }

@@ -6,6 +6,7 @@ use ruma::OwnedEventId;
 use serde_json::json;
 
 use crate::gate::Gate;
+use crate::remote::peer;
 use crate::support::{World, event, message, txn, user};
 
 fn is_forbidden<T>(result: &Result<T, SendError>) -> bool {
@@ -136,6 +137,17 @@ async fn redactions_hold_at_once_and_later_in_the_bytes() {
         world.rooms.send(&redact("alice", &unknown), Commit::new()).await,
         Err(SendError::UnknownTarget)
     ));
+    // In a shared room another server may have what is not here, and who may redact anything may redact that.
+    let shared = world.room("alice", Preset::PublicChat).await;
+    world.join("carol", &shared).await.unwrap();
+    peer().join(&world, "ben", &shared).await;
+    let redact_there = |by: &str| Send {
+        redacts: Some(unknown.clone()),
+        ..event(by, &shared, "m.room.redaction", json!({ "reason": "no" }))
+    };
+    world.rooms.send(&redact_there("alice"), Commit::new()).await.unwrap();
+    let by_carol = world.rooms.send(&redact_there("carol"), Commit::new()).await;
+    assert!(matches!(by_carol, Err(SendError::UnknownTarget)), "{by_carol:?}");
     let redaction = world.rooms.send(&redact("alice", &secret), Commit::new()).await.unwrap();
     let event = world.by_id(&room, &secret).await;
     assert_eq!(event.pdu.content_json(), "{}");
