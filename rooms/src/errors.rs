@@ -47,4 +47,9 @@ impl WriteError {
             | WriteError::Busy => false,
         }
     }
+
+    /// Whether it says nothing of other events: what comes after this one can be tried.
+    pub fn is_about_one_event(&self) -> bool {
+        self.is_final() || matches!(self, WriteError::Store(StoreError::CommitTooLarge { .. }))
+    }
 }

@@ -237,6 +237,8 @@ pub(super) fn auth_events_first(pdus: &[VerifiedPdu]) -> Vec<&VerifiedPdu> {
 /// What is said about an event that cannot be taken; an error if it can be when it comes again.
 fn unless_again(error: WriteError) -> Result<String, TransactionError> {
     match error {
+        // Again and again, with everything else of its sender behind it.
+        error if error.is_about_one_event() => Ok(error.to_string()),
         WriteError::Store(error) => Err(error.into()),
         WriteError::Busy => Err(TransactionError::Busy),
         other => Ok(other.to_string()),

@@ -111,7 +111,7 @@ impl Inbound {
                     rooms.enqueue(pdu, server).await?
                 }
                 // It will never be here; what follows it does without it.
-                Err(error) if error.is_final() => false,
+                Err(error) if error.is_about_one_event() => false,
                 received => received.map(|_| true)?,
             };
         }
@@ -269,7 +269,7 @@ impl Inbound {
         let mut came = false;
         for received in receive_outliers(&self.0.rooms, &new).await {
             came |= match received {
-                Err(error) if error.is_final() => false,
+                Err(error) if error.is_about_one_event() => false,
                 received => !matches!(received?, Received::Missing { .. }),
             };
         }

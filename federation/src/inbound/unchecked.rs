@@ -182,7 +182,15 @@ impl Inbound {
         }
         for (server, events) in by_server {
             for some in events.chunks(AT_ONCE) {
-                let judged = self.judge(&server, some.iter().map(|(_, pdu)| pdu.clone()).collect()).await?;
+                let pdus = some.iter().map(|(_, pdu)| pdu.clone()).collect();
+                let judged = match self.judge(&server, pdus).await {
+                    Ok(judged) => judged,
+                    // The next time; what others sent can be tried now.
+                    Err(error) => {
+                        tracing::warn!(%server, %error, "events that wait for keys cannot be judged");
+                        continue;
+                    }
+                };
                 let unsure: HashSet<String> =
                     judged.unsure.iter().map(|(_, event, _)| event.to_string()).collect();
                 done.extend(some.iter().map(|(key, _)| key).filter(|key| !unsure.contains(&key.1)).cloned());

@@ -514,8 +514,13 @@ impl State {
             return;
         }
         if destination.volatile.len() >= VOLATILE_MAX && !destination.volatile.contains_key(key) {
+            // Told when the destination is through with what it has.
+            destination.missed_presence |= key.is_presence();
             match destination.volatile.last_entry() {
-                Some(last) if last.key().is_presence() && !key.is_presence() => drop(last.remove()),
+                Some(last) if last.key().is_presence() && !key.is_presence() => {
+                    destination.missed_presence = true;
+                    drop(last.remove());
+                }
                 _ => return,
             }
         }
