@@ -41,9 +41,6 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// segment has 512 KiB. (Tried with power cuts while many rows of 5,000 bytes came and went: with twice as many bytes, or
 /// with a sync alone, some stores were damaged.)
 const UNSYNCED_MAX: usize = 64 * 1024;
-/// Rows from this size on count in full. Smaller ones fill no segments within a batch; there each batch begins with a sync.
-const LARGE_ROW: usize = 1024;
-const SMALL_ROWS_LIGHTER: usize = 4;
 /// After so many rows a scan lets a waiting batch pass.
 const ROWS_AT_ONCE: usize = 64;
 
@@ -190,8 +187,7 @@ impl Sled {
             let values =
                 before.map_or(0, |before| before.len()) + value.as_ref().map_or(0, |value| value.len());
             let bytes = key.len() + values;
-            let weight = if bytes < LARGE_ROW { bytes / SMALL_ROWS_LIGHTER } else { bytes };
-            if self.unsynced.fetch_add(weight, Relaxed) + weight >= UNSYNCED_MAX {
+            if self.unsynced.fetch_add(bytes, Relaxed) + bytes >= UNSYNCED_MAX {
                 self.flush()?;
             }
         }
