@@ -36,6 +36,22 @@ async fn room_of(world: &Arc<World>, home: &Home, names: &[String]) -> (OwnedRoo
     (room, peers)
 }
 
+/// Rooms of fifty servers each, together more than are sent to at once.
+async fn more_than_there_are_places(
+    world: &Arc<World>,
+    home: &Home,
+    name: &str,
+) -> (Vec<OwnedRoomId>, Vec<Fake>) {
+    let (mut rooms, mut all) = (Vec::new(), Vec::new());
+    while all.len() <= SENDING_AT_ONCE {
+        let names: Vec<String> = (0..50).map(|n| format!("{name}{n}.r{}.test", rooms.len())).collect();
+        let (room, peers) = room_of(world, home, &names).await;
+        rooms.push(room);
+        all.extend(peers);
+    }
+    (rooms, all)
+}
+
 /// The presences that a fake was told, as user and state.
 fn presences(peer: &Fake) -> Vec<(String, String)> {
     let told = peer.edus().into_iter().filter(|(kind, _)| kind == "m.presence");
@@ -48,13 +64,7 @@ fn presences(peer: &Fake) -> Vec<(String, String)> {
 async fn those_who_never_answer_hold_no_place_of_those_who_do() {
     let world = World::new();
     let home = Home::new(&world).await;
-    let (mut rooms, mut silent) = (Vec::new(), Vec::new());
-    while silent.len() <= SENDING_AT_ONCE {
-        let names: Vec<String> = (0..50).map(|n| format!("silent{n}.r{}.test", rooms.len())).collect();
-        let (room, peers) = room_of(&world, &home, &names).await;
-        rooms.push(room);
-        silent.extend(peers);
-    }
+    let (rooms, silent) = more_than_there_are_places(&world, &home, "silent").await;
     let (room, good) = room_of(&world, &home, &["good.test".to_owned()]).await;
     let good = &good[0];
     // All of them answered until now. They still accept connections, and ask us things, but never answer.
@@ -118,13 +128,7 @@ async fn who_asks_all_the_time_and_cannot_be_reached_is_tried_now_and_then() {
 async fn who_takes_long_is_sent_everything_without_being_in_the_way() {
     let world = World::new();
     let home = Home::new(&world).await;
-    let (mut rooms, mut slow) = (Vec::new(), Vec::new());
-    while slow.len() <= SENDING_AT_ONCE {
-        let names: Vec<String> = (0..50).map(|n| format!("slow{n}.r{}.test", rooms.len())).collect();
-        let (room, peers) = room_of(&world, &home, &names).await;
-        rooms.push(room);
-        slow.extend(peers);
-    }
+    let (rooms, slow) = more_than_there_are_places(&world, &home, "slow").await;
     let (room, good) = room_of(&world, &home, &["good.test".to_owned()]).await;
     for peer in &slow {
         world.delays.lock().insert(peer.name.to_string(), 20 * SECOND);
