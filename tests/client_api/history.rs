@@ -52,7 +52,9 @@ async fn pages_lead_to_the_beginning_and_back() {
     assert_eq!(seen, forward);
     assert!(seen.len() >= 25 + 5);
     let path = room_path("v3", &room, "messages");
-    assert_eq!(alice.get(&path).await.ok()["chunk"], alice.get(&format!("{path}?dir=b")).await.ok()["chunk"]);
+    let unasked = alice.get(&path).await.ok();
+    assert_eq!(bodies(&unasked["chunk"]), bodies(&messages(&alice, &room, "dir=b").await["chunk"]));
+    assert_eq!(bodies(&unasked["chunk"])[0], "24");
     alice.get(&format!("{path}?dir=x")).await.refused(400, "M_INVALID_PARAM");
     alice.get(&format!("{path}?dir=b&from=bogus")).await.refused(400, "M_INVALID_PARAM");
     alice.get(&format!("{path}?dir=b&filter=%7B")).await.refused(400, "M_INVALID_PARAM");
