@@ -4,14 +4,23 @@
 
 mod world;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
 
 use hearth_federation::{
     EARLY_EVERY,
-    sender::{QUICK_WITHIN, SENDING_AT_ONCE},
+    sender::{QUICK_WITHIN, SENDING_AT_ONCE, must_arrive},
 };
+use hearth_store::{Commit, Data, Engine, Pending, Progress, Scan, Store, StoreError};
 use hearth_users::{NewReceipt, ReceiptKind};
-use ruma::{OwnedRoomId, events::receipt::ReceiptThread, presence::PresenceState};
+use ruma::{OwnedEventId, OwnedRoomId, events::receipt::ReceiptThread, presence::PresenceState};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 use world::{
@@ -50,6 +59,61 @@ async fn more_than_there_are_places(
         all.extend(peers);
     }
     (rooms, all)
+}
+
+/// A disk whose ranges cannot be read at times.
+struct Disk {
+    store: Store,
+    fails: AtomicBool,
+}
+
+impl Disk {
+    async fn before(store: &Store) -> (Arc<Self>, Store) {
+        let disk = Arc::new(Self { store: store.clone(), fails: AtomicBool::new(false) });
+        (disk.clone(), Store::on(disk).await.unwrap())
+    }
+}
+
+#[async_trait]
+impl Engine for Disk {
+    async fn get(&self, key: &[u8]) -> Result<Option<Data>, StoreError> {
+        self.store.engine().get(key).await
+    }
+
+    async fn multi_get(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Data>>, StoreError> {
+        self.store.engine().multi_get(keys).await
+    }
+
+    async fn range(&self, scan: Scan<'_>) -> Result<Vec<(Data, Data)>, StoreError> {
+        match self.fails.load(Ordering::SeqCst) {
+            true => Err(StoreError::Engine("a bad sector".to_owned())),
+            false => self.store.engine().range(scan).await,
+        }
+    }
+
+    fn submit(&self, commit: Commit) -> Pending {
+        self.store.submit(commit)
+    }
+
+    fn progress(&self) -> &Arc<Progress> {
+        self.store.engine().progress()
+    }
+
+    async fn finish(&self) {}
+
+    async fn close(self: Arc<Self>) {}
+}
+
+/// Alice has read a room up to an event.
+async fn reads(home: &Home, room: &OwnedRoomId, event_id: OwnedEventId) {
+    let (kind, thread) = (ReceiptKind::Read, ReceiptThread::Unthreaded);
+    let read = NewReceipt { kind, event_id, thread, ts: 5, order: None };
+    home.users.set_receipts(room, &user("alice"), &[read], None).await.unwrap();
+}
+
+/// How many messages with receipts a fake was sent.
+fn receipts(peer: &Fake) -> usize {
+    peer.edus().into_iter().filter(|(kind, _)| kind == "m.receipt").count()
 }
 
 /// The presences that a fake was told, as user and state.
@@ -155,6 +219,40 @@ async fn who_takes_long_is_sent_everything_without_being_in_the_way() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_start_nobody_waits_for_those_who_are_dead() {
+    let world = World::new();
+    let home = Home::new(&world).await;
+    // Their names come first.
+    let (rooms, dead) = more_than_there_are_places(&world, &home, "dead").await;
+    let (room, quick) = room_of(&world, &home, &["quick.test".to_owned()]).await;
+    let (_, slow) = room_of(&world, &home, &["slow.test".to_owned()]).await;
+    for peer in &dead {
+        peer.is_down();
+        world.delays.lock().insert(peer.name.to_string(), MINUTE);
+    }
+    for room in &rooms {
+        home.say(room, "nobody hears this").await;
+    }
+    sleep(30 * MINUTE).await;
+    home.sender.close().await;
+    world.delays.lock().insert("slow.test".to_owned(), 20 * SECOND);
+    let mut commit = Commit::new();
+    must_arrive(&mut commit, &slow[0].name, r#"{"edu_type":"m.x","content":{}}"#);
+    home.store.commit(commit).await.unwrap();
+    // All times have come.
+    sleep(120 * MINUTE).await;
+    let home = Home::on(&world, home.store.clone());
+    for room in &rooms {
+        home.say(room, "nor this").await;
+    }
+    home.say(&room, "hello").await;
+    sleep(SECOND).await;
+    assert_eq!(quick[0].heard(), ["hello"]);
+    sleep(MINUTE).await;
+    assert_eq!(slow[0].edus().len(), 1, "owed to it since before the start");
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_is_there_is_told_again_before_others_take_them_for_gone() {
     let world = World::new();
     let home = Home::new(&world).await;
@@ -231,17 +329,9 @@ async fn receipts_of_a_large_room_go_together() {
     }
     sleep(SECOND).await;
     peers.iter().for_each(Fake::forgets);
-    let receipts = |peer: &Fake| peer.edus().into_iter().filter(|(kind, _)| kind == "m.receipt").count();
     for event_id in events {
         last = Some(event_id.clone());
-        let read = NewReceipt {
-            kind: ReceiptKind::Read,
-            event_id,
-            thread: ReceiptThread::Unthreaded,
-            ts: 5,
-            order: None,
-        };
-        home.users.set_receipts(&room, &user("alice"), &[read], None).await.unwrap();
+        reads(&home, &room, event_id).await;
         sleep(SECOND / 2).await;
         assert!(receipts(&peers[0]) > 0, "the first one at once");
     }
@@ -256,17 +346,27 @@ async fn receipts_of_a_large_room_go_together() {
     let (small, pair) = room_of(&world, &home, &["pair.test".to_owned()]).await;
     for n in 0..5 {
         let event_id = home.say(&small, &n.to_string()).await;
-        let read = NewReceipt {
-            kind: ReceiptKind::Read,
-            event_id,
-            thread: ReceiptThread::Unthreaded,
-            ts: 6,
-            order: None,
-        };
-        home.users.set_receipts(&small, &user("alice"), &[read], None).await.unwrap();
+        reads(&home, &small, event_id).await;
         sleep(SECOND / 2).await;
         assert_eq!(receipts(&pair[0]), n + 1);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receipt_that_cannot_be_read_is_told_when_it_can() {
+    let world = World::new();
+    let (disk, store) = Disk::before(&Store::memory().await).await;
+    let home = Home::on(&world, store);
+    let (room, peers) = room_of(&world, &home, &["peer.test".to_owned()]).await;
+    let said = home.say(&room, "hello").await;
+    sleep(SECOND).await;
+    disk.fails.store(true, Ordering::SeqCst);
+    reads(&home, &room, said).await;
+    sleep(5 * SECOND).await;
+    assert_eq!(receipts(&peers[0]), 0);
+    disk.fails.store(false, Ordering::SeqCst);
+    sleep(2 * SECOND).await;
+    assert_eq!(receipts(&peers[0]), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -289,14 +389,7 @@ async fn typing_and_receipts_do_not_wait_behind_presence() {
     // A transaction is under way, and more presence waits than is held.
     sleep(2 * SECOND).await;
     home.users.typing().set(&room, &user("alice"), Some(MINUTE));
-    let read = NewReceipt {
-        kind: ReceiptKind::Read,
-        event_id: said,
-        thread: ReceiptThread::Unthreaded,
-        ts: 5,
-        order: None,
-    };
-    home.users.set_receipts(&room, &user("alice"), &[read], None).await.unwrap();
+    reads(&home, &room, said).await;
     sleep(10 * SECOND).await;
     let [_, (_, next), ..] = &peer.transactions()[..] else { panic!("two transactions") };
     let kinds: Vec<&str> =

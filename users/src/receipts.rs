@@ -144,6 +144,26 @@ impl Users {
         Err(UsersError::Busy)
     }
 
+    /// The rooms (ids) behind `after` that have receipts, at most `limit`, in the order of their ids.
+    pub async fn rooms_with_receipts(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<String>, StoreError> {
+        let (mut rooms, mut after) = (Vec::new(), after.map(str::to_owned));
+        while rooms.len() < limit {
+            let all = RECEIPT_CHANGES.all();
+            let rest = match &after {
+                Some(room) => all.after(room),
+                None => all,
+            };
+            let Some(((room, ..), ())) = self.inner.store.first(&RECEIPT_CHANGES, rest).await? else { break };
+            rooms.push(room.clone());
+            after = Some(room);
+        }
+        Ok(rooms)
+    }
+
     /// The receipts of a room that changed after `since` up to `upto`, as `viewer` may see them; without `since` all.
     pub async fn receipts_since(
         &self,

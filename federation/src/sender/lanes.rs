@@ -1,7 +1,10 @@
-//! The places from which transactions are sent, in lanes: who is slow, is not known, or fails never holds a place of those
-//! who are quick.
-//! * A transaction to somebody quick that does not end in [`QUICK_WITHIN`] goes on in the slow lane. Where there is no place,
-//!   it stays until others wait for its own; then it ends, and is begun again in the slow lane later.
+//! The places from which transactions are sent, in lanes: who is slow or fails holds a place of those who are quick, or of
+//! those who are not known yet, for as long as it takes to find that out, and no longer while others wait for it.
+//! * A transaction to somebody quick that does not end in [`QUICK_WITHIN`] goes on in the slow lane, one to somebody new
+//!   after `FIRST_CONTACT_WITHIN`. Where there is no place, it stays until others wait for its own; then it ends, and is
+//!   begun again in the slow lane later.
+//! * Those that failed when they were last tried, also before a start, have a lane of their own. So have the slow: one that
+//!   stops answering holds a place of theirs until its transaction has failed, once.
 //! * In each lane, those for whom there is only presence come last.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -26,9 +29,12 @@ pub(super) enum Lane {
     New,
     /// Those who take their time.
     Slow,
-    /// Those that failed before, until one transaction got through.
+    /// Those that failed when they were last tried, by this process or one before.
     Trial,
 }
+
+/// How many lanes there are.
+pub(super) const LANES: usize = Lane::ALL.len();
 
 impl Lane {
     const ALL: [Lane; 4] = [Lane::Quick, Lane::New, Lane::Slow, Lane::Trial];
@@ -76,7 +82,7 @@ impl Queue {
 
 /// Who waits in which lane, and how many are being served.
 #[derive(Default)]
-pub(super) struct Lanes([Queue; Lane::ALL.len()]);
+pub(super) struct Lanes([Queue; LANES]);
 
 impl Lanes {
     fn of(&mut self, lane: Lane) -> &mut Queue {
@@ -141,7 +147,7 @@ impl Lanes {
 
 /// Wakes transactions that take long when others want their places: a signal for each lane.
 #[derive(Default)]
-pub(super) struct Crowds([Notify; Lane::ALL.len()]);
+pub(super) struct Crowds([Notify; LANES]);
 
 impl Crowds {
     /// So many want places of a lane.

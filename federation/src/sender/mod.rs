@@ -112,7 +112,7 @@ pub struct SenderStatus {
     pub destinations: usize,
     /// Those that are being sent to, or wait for a free place.
     pub busy: usize,
-    /// Those that failed, and wait for their time.
+    /// Those that wait for their time: they failed, or the sender has just started.
     pub resting: usize,
     /// Events in queues, counted once for each destination.
     pub queued: usize,

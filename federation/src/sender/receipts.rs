@@ -2,6 +2,8 @@
 //! * The first of a room goes at once. What follows waits, the longer the more servers there are, and goes together: all
 //!   receipts of a room cost about the same number of transactions a second, however large it is.
 //! * Of what waits only the position is held from which on it is to be told: the store knows each user's newest receipt.
+//! * What cannot be read is read later, and what cannot wait because too much does is told at once: none is lost before it
+//!   is handed to its destinations.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -12,7 +14,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
-    Inner,
+    Inner, STORE_PAUSE,
     edus::{EduKey, EduValue},
 };
 
@@ -22,9 +24,11 @@ const RECEIPTS_EVERY: Duration = Duration::from_millis(200);
 const WAIT_PER_SERVER: Duration = Duration::from_millis(20);
 /// They wait no longer than this.
 const WAIT_MAX: Duration = Duration::from_secs(60);
-/// Rooms whose receipts are read at a time.
-const ROOMS_MAX: usize = 10_000;
-/// Rooms whose receipts wait, or would. Where there are more, theirs are not told.
+/// Rooms whose receipts changed since the last look. Where there are more, each room is asked.
+const ROOMS_MAX: usize = 50_000;
+/// Rooms that are asked at a time.
+const ROOMS_AT_ONCE: usize = 1_000;
+/// Rooms whose receipts wait, or would. Where there are more, theirs are told at once.
 const PACED_ROOMS_MAX: usize = 10_000;
 
 /// Of one room: what was told, and when the next is.
@@ -40,13 +44,17 @@ struct Pace {
 struct Pacing(HashMap<OwnedRoomId, Pace>);
 
 impl Pacing {
-    /// A room's receipts changed after a position.
-    fn changed(&mut self, room: &RoomId, since: StreamPosition, now: Instant) {
+    /// A room's receipts changed after a position. False: there is no place for them to wait.
+    fn changed(&mut self, room: &RoomId, since: StreamPosition, now: Instant) -> bool {
         if let Some(pace) = self.0.get_mut(room) {
             pace.waits = true;
-        } else if self.0.len() < PACED_ROOMS_MAX {
+            return true;
+        }
+        let has_place = self.0.len() < PACED_ROOMS_MAX;
+        if has_place {
             self.0.insert(room.to_owned(), Pace { told: since, next: now, waits: true });
         }
+        has_place
     }
 
     /// The rooms whose time has come, with the position after which receipts are to be told.
@@ -60,6 +68,13 @@ impl Pacing {
         if let Some(pace) = self.0.get_mut(room) {
             let wait = WAIT_PER_SERVER.saturating_mul(u32::try_from(servers).unwrap_or(u32::MAX));
             *pace = Pace { told: upto, next: now + wait.min(WAIT_MAX), waits: false };
+        }
+    }
+
+    /// A room's receipts could not be read: they wait a little more.
+    fn failed(&mut self, room: &RoomId, now: Instant) {
+        if let Some(pace) = self.0.get_mut(room) {
+            pace.next = now + STORE_PAUSE;
         }
     }
 
@@ -91,6 +106,7 @@ impl Inner {
         let mut watch = self.store.watch();
         let mut since = self.store.watermark();
         let mut pacing = Pacing::default();
+        let mut is_behind = false;
         loop {
             let next = pacing.next();
             tokio::select! {
@@ -99,25 +115,68 @@ impl Inner {
                     false => return,
                 },
                 () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+                () = tokio::time::sleep(STORE_PAUSE), if is_behind => {}
             }
             let upto = self.store.watermark();
-            let rooms = self.users.rooms_with_receipts_since(since, ROOMS_MAX).unwrap_or_default();
-            let now = Instant::now();
-            for room in rooms {
-                if let Ok(room) = <&RoomId>::try_from(&*room) {
-                    pacing.changed(room, since, now);
-                }
+            let noted = self.note_changes(&mut pacing, since, upto).await;
+            is_behind = noted.is_err();
+            match noted {
+                Ok(()) => since = upto,
+                Err(error) => tracing::warn!(%error, "whose receipts changed cannot be read"),
             }
-            since = upto;
+            let now = Instant::now();
             for (room, told) in pacing.due(now) {
-                let servers = self.tell_receipts(&room, told, upto).await.unwrap_or_else(|error| {
-                    tracing::warn!(%error, %room, "receipts cannot be read");
-                    0
-                });
-                pacing.told(&room, upto, servers, now);
+                match self.tell_receipts(&room, told, upto).await {
+                    Ok(servers) => pacing.told(&room, upto, servers, now),
+                    Err(error) => {
+                        tracing::warn!(%error, %room, "receipts cannot be read");
+                        pacing.failed(&room, now);
+                    }
+                }
             }
             pacing.forget_quiet(now);
         }
+    }
+
+    /// Notes the rooms whose receipts changed after a position.
+    async fn note_changes(
+        self: &Arc<Self>,
+        pacing: &mut Pacing,
+        since: StreamPosition,
+        upto: StreamPosition,
+    ) -> Result<(), StoreError> {
+        if let Some(rooms) = self.users.rooms_with_receipts_since(since, ROOMS_MAX) {
+            for room in rooms {
+                self.note_change(pacing, &room, since, upto).await?;
+            }
+            return Ok(());
+        }
+        let mut after: Option<String> = None;
+        loop {
+            let rooms = self.users.rooms_with_receipts(after.as_deref(), ROOMS_AT_ONCE).await?;
+            for room in &rooms {
+                self.note_change(pacing, room, since, upto).await?;
+            }
+            after = rooms.last().cloned();
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Notes a room whose receipts may have changed, or tells them where too many rooms wait.
+    async fn note_change(
+        self: &Arc<Self>,
+        pacing: &mut Pacing,
+        room: &str,
+        since: StreamPosition,
+        upto: StreamPosition,
+    ) -> Result<(), StoreError> {
+        let Ok(room) = <&RoomId>::try_from(room) else { return Ok(()) };
+        if self.users.receipts_changed_since(room, since) && !pacing.changed(room, since, Instant::now()) {
+            self.tell_receipts(room, since, upto).await?;
+        }
+        Ok(())
     }
 
     /// Says to how many servers there was something to tell.
@@ -189,9 +248,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_so_many_rooms_wait() {
         let (mut pacing, now) = (Pacing::default(), Instant::now());
-        for n in 0..PACED_ROOMS_MAX + 10 {
-            pacing.changed(&OwnedRoomId::try_from(format!("!{n}:x")).unwrap(), StreamPosition::ZERO, now);
+        let room = |n: usize| OwnedRoomId::try_from(format!("!{n}:x")).unwrap();
+        for n in 0..PACED_ROOMS_MAX {
+            assert!(pacing.changed(&room(n), StreamPosition::ZERO, now));
         }
+        assert!(!pacing.changed(&room(PACED_ROOMS_MAX), StreamPosition::ZERO, now), "told at once");
+        assert!(pacing.changed(&room(0), StreamPosition::ZERO, now), "has its place");
         assert_eq!(pacing.due(now).len(), PACED_ROOMS_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_read_goes_on_waiting() {
+        let (mut pacing, room, now) = (Pacing::default(), room_id!("!a:x"), Instant::now());
+        pacing.changed(room, StreamPosition::new(5), now);
+        pacing.failed(room, now);
+        assert_eq!((pacing.due(now).len(), pacing.next()), (0, Some(now + STORE_PAUSE)));
+        pacing.forget_quiet(now + WAIT_MAX);
+        assert_eq!(pacing.due(now + STORE_PAUSE), [(room.to_owned(), StreamPosition::new(5))]);
     }
 }

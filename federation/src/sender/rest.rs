@@ -6,7 +6,7 @@ use hearth_store::{Range, StoreError};
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::{Inner, STORE_PAUSE};
+use super::{Inner, STORE_PAUSE, state::Stage};
 use crate::tables::{BEHIND, MUST_ARRIVE};
 
 /// After a start, those who are owed something are tried this far apart.
@@ -15,6 +15,14 @@ pub(super) const WAKE_SPACING_MS: u64 = 20;
 const SEARCH_EVERY: Duration = Duration::from_secs(60);
 /// The longest sleep: clocks are set.
 const SLEEP_MAX: Duration = Duration::from_secs(600);
+
+/// What a destination is owed, and when it is tried.
+struct Found {
+    is_behind: bool,
+    messages: bool,
+    is_failing: bool,
+    until_ms: u64,
+}
 
 impl Inner {
     /// Tries destinations when their time has come.
@@ -111,10 +119,14 @@ impl Inner {
             if let Ok(server) = OwnedServerName::try_from(name.as_str())
                 && self.federation.access().check(&server).is_ok()
             {
-                let failing = self.federation.destinations().not_before(&server).await?;
-                let is_behind = row.as_ref() == Some(&name);
-                let until_ms = failing.unwrap_or(due_ms).max(due_ms);
-                if !self.found(&server, is_behind, message.as_ref() == Some(&name), until_ms).await {
+                let failing = self.federation.destinations().failing(&server).await?;
+                let found = Found {
+                    is_behind: row.as_ref() == Some(&name),
+                    messages: message.as_ref() == Some(&name),
+                    is_failing: failing.is_some(),
+                    until_ms: failing.map_or(due_ms, |failing| failing.next_try_ms.max(due_ms)),
+                };
+                if !self.found(&server, found).await {
                     return Ok(());
                 }
                 due_ms += WAKE_SPACING_MS;
@@ -124,13 +136,8 @@ impl Inner {
     }
 
     /// A destination is owed something. Says whether there was place for it.
-    async fn found(
-        self: &Arc<Self>,
-        server: &ServerName,
-        is_behind: bool,
-        messages: bool,
-        until_ms: u64,
-    ) -> bool {
+    async fn found(self: &Arc<Self>, server: &ServerName, found: Found) -> bool {
+        let Found { is_behind, messages, is_failing, until_ms } = found;
         let mut owed = Vec::new();
         {
             let mut state = self.state.lock();
@@ -141,8 +148,12 @@ impl Inner {
                 destination.was_down |= is_new;
                 state.write_down(server, &mut owed);
             }
-            if state.get(server).is_some_and(|found| found.stage == super::state::Stage::Idle) {
-                state.rest(server, until_ms);
+            if state.get(server).is_some_and(|found| found.stage == Stage::Idle) {
+                // Who is owed something for being slow does not wait among those that are dead.
+                match is_failing {
+                    true => state.rest(server, until_ms),
+                    false => state.wait(server, until_ms),
+                }
             }
         }
         self.write_rows(owed).await;

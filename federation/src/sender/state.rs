@@ -22,7 +22,7 @@ use super::{
     PDUS_MAX, SenderStatus,
     behind::Owed,
     edus::{EduKey, EduValue},
-    lanes::{Lane, Lanes},
+    lanes::{LANES, Lane, Lanes},
 };
 
 /// Destinations that are remembered.
@@ -76,7 +76,7 @@ pub(super) enum Stage {
     Ready { last: bool },
     /// Has one.
     Sending,
-    /// Failed; not before this time is it tried again.
+    /// Failed, or waits for its turn after a start; it is not tried before this time.
     Resting { until_ms: u64 },
 }
 
@@ -95,8 +95,8 @@ pub(super) struct Destination {
     pub(super) stage: Stage,
     /// Whose places it takes.
     lane: Lane,
-    /// It has its place among the last of a lane, needed or not.
-    stands_last: bool,
+    /// It has a place among the last of these lanes, needed or not.
+    stands_last: [bool; LANES],
     /// The store was asked what it has for this destination.
     pub(super) looked_up: bool,
     pub(super) queue: VecDeque<Arc<Queued>>,
@@ -127,7 +127,7 @@ impl Destination {
             number,
             stage: Stage::Idle,
             lane: Lane::New,
-            stands_last: false,
+            stands_last: [false; LANES],
             looked_up: false,
             queue: VecDeque::new(),
             in_flight: 0,
@@ -142,6 +142,11 @@ impl Destination {
             missed_presence: false,
             batch: PDUS_MAX,
         }
+    }
+
+    /// Whether it is tried among those that failed.
+    pub(super) fn is_on_trial(&self) -> bool {
+        self.lane == Lane::Trial
     }
 
     fn is_idle(&self) -> bool {
@@ -254,9 +259,9 @@ impl State {
         while let Some((server, last)) = self.lanes.pop(lane) {
             let Some(destination) = self.destinations.get_mut(&server) else { continue };
             if last {
-                destination.stands_last = false;
-                // Something more important came, and it went forward.
-                if destination.stage != (Stage::Ready { last }) {
+                destination.stands_last[lane as usize] = false;
+                // Something more important came, and it went forward, or it belongs elsewhere by now.
+                if destination.stage != (Stage::Ready { last }) || destination.lane != lane {
                     continue;
                 }
             }
@@ -442,13 +447,14 @@ impl State {
             _ => return,
         }
         destination.stage = Stage::Ready { last };
-        if !(last && destination.stands_last) {
-            destination.stands_last |= last;
+        let stands_last = &mut destination.stands_last[destination.lane as usize];
+        if !(last && *stands_last) {
+            *stands_last |= last;
             self.lanes.push(destination.lane, server.to_owned(), last);
         }
     }
 
-    /// A resting destination is tried now, among those of which it is not known whether they can be reached.
+    /// A resting destination is tried now.
     pub(super) fn wake(&mut self, server: &ServerName) {
         let Some(destination) = self.destinations.get_mut(server) else { return };
         if let Stage::Resting { until_ms } = destination.stage {
@@ -477,14 +483,19 @@ impl State {
         }
     }
 
-    /// The destination is not tried before that time.
+    /// The destination failed, and is not tried before that time.
     pub(super) fn rest(&mut self, server: &ServerName, until_ms: u64) {
+        self.wait(server, until_ms);
+        self.belongs_to(server, Lane::Trial);
+    }
+
+    /// The destination is not tried before that time, for no fault of its own.
+    pub(super) fn wait(&mut self, server: &ServerName, until_ms: u64) {
         let Some(destination) = self.destinations.get_mut(server) else { return };
         if let Stage::Resting { until_ms } = destination.stage {
             self.timers.remove(&(until_ms, server.to_owned()));
         }
         destination.stage = Stage::Resting { until_ms };
-        destination.lane = Lane::Trial;
         self.timers.insert((until_ms, server.to_owned()));
     }
 
@@ -533,5 +544,46 @@ impl Destination {
     fn begin_rows(&mut self, count: u64) {
         self.rows_begun += count;
         self.rows_under_way += count;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{room_id, server_name, user_id};
+
+    use super::*;
+
+    #[test]
+    fn who_becomes_slow_leaves_no_place_among_the_quick() {
+        let (mut state, server) = (State::default(), server_name!("a.test"));
+        let user = user_id!("@u:x").to_owned();
+        let presence = Arc::new(EduKey::Presence(user.clone()));
+        let typing = Arc::new(EduKey::Typing(room_id!("!r:x").to_owned(), user));
+        let value: EduValue = Arc::new(true.into());
+        state.push_volatile(server, &presence, &value);
+        state.push_volatile(server, &typing, &value);
+        assert_eq!(state.next_ready(Lane::New).as_deref(), Some(server), "with the first");
+        state.belongs_to(server, Lane::Slow);
+        state.get(server).unwrap().drop_volatile();
+        state.end_turn(server);
+        // In the other lane its place of before still stands.
+        state.push_volatile(server, &presence, &value);
+        assert_eq!(state.next_ready(Lane::New), None, "it is slow");
+        assert_eq!(state.next_ready(Lane::Slow).as_deref(), Some(server));
+        assert_eq!(state.next_ready(Lane::Slow), None, "once");
+        // However often it goes to and fro, it stands once in each lane.
+        state.end_turn(server);
+        for lane in [Lane::New, Lane::Slow, Lane::New, Lane::Slow].into_iter().cycle().take(20) {
+            state.push_volatile(server, &typing, &value);
+            let own = state.get(server).unwrap().lane;
+            assert_eq!(state.next_ready(own).as_deref(), Some(server));
+            state.get(server).unwrap().drop_volatile();
+            state.belongs_to(server, lane);
+            state.end_turn(server);
+            state.push_volatile(server, &presence, &value);
+        }
+        let stands = |lanes: &mut Lanes, lane| std::iter::from_fn(|| lanes.pop(lane)).count();
+        let counts = [Lane::New, Lane::Slow].map(|lane| stands(&mut state.lanes, lane));
+        assert!(counts.iter().all(|count| *count <= 2), "{counts:?}");
     }
 }

@@ -104,29 +104,33 @@ impl Inner {
     /// Asks the store what it has for a destination that was not known. Says whether it has to rest.
     async fn look_up(self: &Arc<Self>, server: &ServerName) -> Result<bool, StoreError> {
         let name = server.to_string();
-        let until_ms = self.federation.destinations().not_before(server).await?;
+        let failing = self.federation.destinations().failing(server).await?;
         let is_behind = self.store.first(&BEHIND, BEHIND.prefix(&name)).await?.is_some();
         let has_messages = self.store.first(&MUST_ARRIVE, MUST_ARRIVE.prefix(&name)).await?.is_some();
+        let now_ms = self.now_ms();
         let mut owed = Vec::new();
-        {
+        let rests = {
             let mut state = self.state.lock();
-            if is_behind || until_ms.is_some() {
+            if is_behind || failing.is_some() {
                 state.write_down(server, &mut owed);
             }
             let Some(destination) = state.get(server) else { return Ok(true) };
             destination.looked_up = true;
             destination.messages |= has_messages;
-            destination.was_down |= is_behind || until_ms.is_some();
-            if let Some(until_ms) = until_ms {
+            destination.was_down |= is_behind || failing.is_some();
+            // Whoever failed before the start is not tried from a place of others, also if its time has come.
+            let rests = failing.filter(|row| row.next_try_ms > now_ms || !destination.is_on_trial());
+            if let Some(row) = &rests {
                 destination.drop_volatile();
-                state.rest(server, until_ms);
+                state.rest(server, row.next_try_ms);
             }
-        }
+            rests.is_some()
+        };
         self.write_rows(owed).await;
-        if until_ms.is_some() {
+        if rests {
             self.sooner.notify_one();
         }
-        Ok(until_ms.is_some())
+        Ok(rests)
     }
 
     /// What there is for a destination, as much as fits one transaction.

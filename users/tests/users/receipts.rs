@@ -57,6 +57,11 @@ async fn members_see_public_receipts() {
     assert!(users.receipts_changed_since(room, middle) && !users.receipts_changed_since(other_room, start));
     assert_eq!(users.rooms_with_receipts_since(start, 10).unwrap().len(), 1);
     assert_eq!(users.rooms_with_receipts_since(end, 10).unwrap().len(), 0);
+    assert_eq!(users.rooms_with_receipts(None, 10).await.unwrap(), ["!r:a.test"]);
+    set(&world, other_room, bob, &[read("$1", 1)]).await;
+    assert_eq!(users.rooms_with_receipts(None, 10).await.unwrap(), ["!r:a.test", "!s:a.test"]);
+    assert_eq!(users.rooms_with_receipts(None, 1).await.unwrap(), ["!r:a.test"]);
+    assert_eq!(users.rooms_with_receipts(Some("!r:a.test"), 10).await.unwrap(), ["!s:a.test"]);
     let seen = users.receipts_since(room, bob, Some(start), end).await.unwrap();
     assert_eq!(events(&seen), ["$2"], "the newest once, nothing private");
     assert_eq!(events(&users.receipts_since(room, alice, Some(start), end).await.unwrap()).len(), 2);
