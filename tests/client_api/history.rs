@@ -78,6 +78,74 @@ async fn filters_choose_events_and_lazy_members_come_along() {
 }
 
 #[tokio::test]
+async fn history_ends_at_its_beginning_not_where_a_filter_hid_the_rest() {
+    let server = TestServer::start().await;
+    let alice = server.user("alice").await;
+    let room = alice.creates_a_room(json!({})).await;
+    alice.says(&room, "hidden").await;
+    let file = json!({ "msgtype": "m.file", "body": "a file", "url": "mxc://hearth.test/file" });
+    alice.sends(&room, "m.room.message", file).await;
+    let with = |filter: Value| format!("dir=b&filter={}", encoded(&filter.to_string()));
+    let files = with(json!({ "contains_url": true }));
+    let page = messages(&alice, &room, &files).await;
+    assert_eq!(bodies(&page["chunk"]), ["a file"]);
+    let end = page["end"].as_str().expect("what came before is hidden, and there");
+    let rest = messages(&alice, &room, &format!("{files}&from={end}")).await;
+    assert_eq!((&rest["chunk"], &rest["end"]), (&json!([]), &Value::Null));
+    // Nothing comes before the room itself.
+    let first = messages(&alice, &room, &with(json!({ "types": ["m.room.create"] }))).await;
+    assert_eq!((first["chunk"].as_array().unwrap().len(), &first["end"]), (1, &Value::Null));
+}
+
+async fn members(user: &TestUser, room: &str, query: &str) -> Vec<String> {
+    let answer = user.get(&room_path("v3", room, &format!("members?membership=join{query}"))).await.ok();
+    let events = answer["chunk"].as_array().unwrap().iter();
+    let mut users: Vec<String> =
+        events.map(|event| event["state_key"].as_str().unwrap().to_owned()).collect();
+    users.sort();
+    users
+}
+
+async fn sync(user: &TestUser) -> Value {
+    user.get("/_matrix/client/v3/sync").await.ok()
+}
+
+#[tokio::test]
+async fn members_are_those_of_a_place_in_the_timeline() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = alice.creates_a_public_room().await;
+    alice.says(&room, "hello").await;
+    let start = sync(&alice).await["rooms"]["join"][&room]["timeline"]["prev_batch"].clone();
+    let start = start.as_str().unwrap();
+    bob.joins(&room).await;
+    let before_bob = messages(&alice, &room, "dir=b&limit=1").await["end"].clone();
+    let before_bob = before_bob.as_str().unwrap();
+    for asker in [&alice, &bob] {
+        assert_eq!(members(asker, &room, &format!("&at={start}")).await, ["@alice:hearth.test"], "the first");
+        assert_eq!(members(asker, &room, &format!("&at={before_bob}")).await, ["@alice:hearth.test"]);
+        assert_eq!(members(asker, &room, "").await.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn members_of_a_hidden_time_are_not_told() {
+    let server = TestServer::start().await;
+    let (alice, bob, eve) = (server.user("alice").await, server.user("bob").await, server.user("eve").await);
+    let joined =
+        json!({ "type": "m.room.history_visibility", "content": { "history_visibility": "joined" } });
+    let create = json!({ "preset": "public_chat", "initial_state": [joined] });
+    let room = alice.creates_a_room(create).await;
+    eve.joins(&room).await;
+    let then = sync(&alice).await["next_batch"].clone();
+    let then = format!("&at={}", then.as_str().unwrap());
+    eve.leaves(&room).await;
+    bob.joins(&room).await;
+    assert_eq!(members(&alice, &room, &then).await, ["@alice:hearth.test", "@eve:hearth.test"]);
+    assert_eq!(members(&bob, &room, &then).await, ["@alice:hearth.test", "@bob:hearth.test"], "those of now");
+}
+
+#[tokio::test]
 async fn who_left_sees_nothing_of_later_and_ignored_users_are_left_out() {
     let server = TestServer::start().await;
     let (alice, bob, eve) = (server.user("alice").await, server.user("bob").await, server.user("eve").await);

@@ -84,7 +84,9 @@ impl Reader {
         };
         // The event behind a gap may be one that is not shown.
         let last = walked.last.or(gap.as_ref().map(|gap| gap.at));
-        let end = last.filter(|_| walked.end != WalkEnd::Exhausted).map(|last| match request.direction {
+        // Behind what the filter hid there is history that the client may have without it.
+        let is_last = walked.end == WalkEnd::Exhausted && !walked.unwanted;
+        let end = last.filter(|_| !is_last).map(|last| match request.direction {
             Direction::Backward => TimelineToken::before(last),
             Direction::Forward => TimelineToken::after(last),
         });

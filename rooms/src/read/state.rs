@@ -12,7 +12,7 @@ use super::{
     viewer::Viewer,
 };
 use crate::{
-    ids::{EventSn, RoomSn, SnapshotId, StateKeySn},
+    ids::{EventSn, RoomSn, SnapshotId, StateKeySn, TimelineOrder},
     tables::{HEAD_SNAPSHOTS, MEMBERS, MemberRow, Membership},
 };
 
@@ -20,6 +20,8 @@ use crate::{
 const HEROES: usize = 5;
 /// Members among whom heroes are looked for.
 const HEROES_LOOKED_AT: usize = 200;
+/// The first states of a room, among which one with members is looked for: the creator comes right after the room.
+const BEGINNING: usize = 5;
 
 /// Which members are wanted.
 #[derive(Clone, Debug, Default)]
@@ -56,15 +58,33 @@ impl Reader {
         Ok(self.snapshot_row_at(room, position).await?.map(|(_, snapshot)| snapshot))
     }
 
-    /// The same, if all of the state was known then.
-    async fn complete_snapshot_at(
+    /// The memberships at a place of the timeline, if a viewer may see them and all of them were known then. Before anybody
+    /// was in the room there was nobody to ask: that place stands for the first one with members.
+    async fn members_at(
         &self,
-        room: RoomSn,
-        position: StreamPosition,
-    ) -> Result<Option<SnapshotId>, StoreError> {
-        let range = HEAD_SNAPSHOTS.prefix(&(room,)).up_to(&(room, position));
-        let row = self.store().last(&HEAD_SNAPSHOTS, range).await?;
-        Ok(row.map(|(_, row)| row).filter(|row| !row.partial).map(|row| row.snapshot))
+        viewer: &Viewer,
+        place: TimelineOrder,
+    ) -> Result<Option<Vec<(StateKeySn, EventSn)>>, StoreError> {
+        let room = viewer.room;
+        // Before the event that came at the anchor, also its change of the state is yet to come.
+        let position = match place == TimelineOrder::live(place.anchor) {
+            true => place.anchor,
+            false => StreamPosition::new(place.anchor.get().saturating_sub(1)),
+        };
+        let until = HEAD_SNAPSHOTS.prefix(&(room,)).up_to(&(room, position));
+        let then = self.store().last(&HEAD_SNAPSHOTS, until).await?;
+        let later = HEAD_SNAPSHOTS.prefix(&(room,)).after(&(room, position));
+        let later = self.store().range(&HEAD_SNAPSHOTS, later, Order::Forward, BEGINNING).await?;
+        for (_, row) in then.into_iter().chain(later) {
+            if row.partial || !self.sees_at(viewer, row.snapshot, place).await? {
+                break;
+            }
+            let members = self.members_of(room, row.snapshot).await?;
+            if !members.is_empty() {
+                return Ok(Some(members));
+            }
+        }
+        Ok(None)
     }
 
     /// The same, with the position from which it held.
@@ -223,16 +243,20 @@ impl Reader {
         filter: &MemberFilter,
     ) -> Result<Option<Vec<Arc<RoomEvent>>>, StoreError> {
         let Some(visible) = self.visible_snapshot(viewer).await? else { return Ok(None) };
-        let snapshot = match at {
-            None => visible,
+        let then = match at {
+            None => None,
             Some(at) => {
-                let end = viewer.left_at().map_or(at.0.anchor, |left| left.anchor.min(at.0.anchor));
-                // Of a time when not all members were known, those that are known now.
-                let told = self.complete_snapshot_at(viewer.room, end).await?;
-                told.unwrap_or(visible)
+                let place = viewer.left_at().map_or(at.0, |left| left.min(at.0));
+                self.members_at(viewer, place).await?
             }
         };
-        let members = self.members(viewer.room, snapshot).await?;
+        // Of a time that is hidden, or when not all members were known, those that are known now.
+        let members = match then {
+            Some(members) => members,
+            None => self.members_of(viewer.room, visible).await?,
+        };
+        let members = members.into_iter().map(|(_, event)| event).collect();
+        let members = self.existing(viewer.room, members).await?;
         Ok(Some(
             members.into_iter().filter(|event| event.membership.is_some_and(|m| filter.wants(m))).collect(),
         ))

@@ -63,6 +63,8 @@ pub struct Walked {
     pub events: Vec<Shown>,
     /// The last event looked at; none if there was none.
     pub last: Option<TimelineOrder>,
+    /// After the last of the events there were some that the filter did not want.
+    pub unwanted: bool,
     pub end: WalkEnd,
 }
 
@@ -124,7 +126,7 @@ impl Reader {
         filter: &EventFilter,
     ) -> Result<Walked, StoreError> {
         let room = viewer.room;
-        let mut walked = Walked { events: Vec::new(), last: None, end: WalkEnd::Exhausted };
+        let mut walked = Walked { events: Vec::new(), last: None, unwanted: false, end: WalkEnd::Exhausted };
         let gap = match direction {
             Direction::Forward => None,
             Direction::Backward => self.gap(room, stretch).await?,
@@ -146,8 +148,11 @@ impl Reader {
                     return Ok(walked);
                 }
                 let order = placed.order;
-                if let Some(shown) = self.show(viewer, placed, filter).await? {
+                if !filter.wants(placed.event.client.facts()) {
+                    walked.unwanted = true;
+                } else if let Some(shown) = self.show_wanted(viewer, placed, filter).await? {
                     walked.events.push(shown);
+                    walked.unwanted = false;
                 }
                 walked.last = Some(order);
                 match direction {
@@ -188,10 +193,18 @@ impl Reader {
         placed: Placed,
         filter: &EventFilter,
     ) -> Result<Option<Shown>, StoreError> {
-        let Placed { order, event, .. } = placed;
-        if !filter.wants(event.client.facts()) {
-            return Ok(None);
+        match filter.wants(placed.event.client.facts()) {
+            true => self.show_wanted(viewer, placed, filter).await,
+            false => Ok(None),
         }
+    }
+
+    async fn show_wanted(
+        &self,
+        viewer: &mut Viewer,
+        Placed { order, event, .. }: Placed,
+        filter: &EventFilter,
+    ) -> Result<Option<Shown>, StoreError> {
         let seen = self.sees(viewer, &event, order).await?;
         if !seen.visible || !self.is_related_by(viewer.room, event.sn, filter).await? {
             return Ok(None);

@@ -140,6 +140,16 @@ impl Reader {
         Ok(Seen { visible, membership })
     }
 
+    /// Whether a viewer may see what was said at a place, in the state of that time.
+    pub(super) async fn sees_at(
+        &self,
+        viewer: &Viewer,
+        snapshot: SnapshotId,
+        place: TimelineOrder,
+    ) -> Result<bool, StoreError> {
+        Ok(self.at_snapshot(viewer, snapshot).await?.is_visible(viewer.presence, place))
+    }
+
     /// What a state says about a viewer's sight. Neither ever changes, so that it is looked up once for each user.
     async fn at_snapshot(&self, viewer: &Viewer, snapshot: SnapshotId) -> Result<AtEvent, StoreError> {
         let key = (viewer.room, snapshot, viewer.member_key);
