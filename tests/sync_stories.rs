@@ -244,6 +244,44 @@ async fn invites_knocks_leaves_and_bans_have_their_sections() {
 }
 
 #[tokio::test]
+async fn other_devices_hear_that_a_room_was_left_also_if_it_is_forgotten_at_once() {
+    let world = World::new().await;
+    let (alice, bob) = (world.client("alice"), world.client("bob"));
+    let (room, private) = (alice.creates_a_public_room().await, alice.creates_a_private_room().await);
+    bob.joins(&room).await;
+    alice.invites(&private, &bob).await;
+    let first = bob.syncs(None, json!({})).await;
+    for room in [&room, &private] {
+        bob.leaves(room).await;
+        alice.says(room, "without bob").await;
+        bob.forgets(room).await;
+        alice.says(room, "nobody remembers").await;
+    }
+    let news = bob.syncs(Some(&first), json!({})).await;
+    let whole =
+        bob.syncs_with(Some(&first), json!({}), |request| request.full_state = true).await["rooms"].clone();
+    for room in [&room, &private] {
+        let events = room_of(&news, "leave", room)["timeline"]["events"].clone();
+        let last = events.as_array().unwrap().last().unwrap();
+        assert_eq!((&last["state_key"], &last["content"]["membership"]), (&json!(bob.user), &json!("leave")));
+        assert!(!whole["leave"][room].is_null(), "{whole}");
+    }
+    assert_eq!(bob.syncs(Some(&news), json!({})).await.get("rooms"), None, "once");
+    // Those who heard of the leaving hear nothing of the forgetting.
+    bob.joins(&room).await;
+    let back = bob.syncs(Some(&news), json!({})).await;
+    bob.leaves(&room).await;
+    let left = bob.syncs(Some(&back), json!({})).await;
+    assert!(!room_of(&left, "leave", &room).is_null());
+    bob.forgets(&room).await;
+    assert_eq!(bob.syncs(Some(&left), json!({})).await.get("rooms"), None);
+    // And whoever is back by then hears of that.
+    bob.joins(&room).await;
+    let back = bob.syncs(Some(&left), json!({})).await;
+    assert!(room_of(&back, "leave", &room).is_null() && !room_of(&back, "join", &room).is_null());
+}
+
+#[tokio::test]
 async fn who_left_and_came_back_gets_the_state_anew() {
     let world = World::new().await;
     let (alice, bob) = (world.client("alice"), world.client("bob"));

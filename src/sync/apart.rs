@@ -1,12 +1,12 @@
 //! Rooms to which the user is not joined: invites, knocks, and those that were left.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use hearth_rooms::{
     Membership, RoomSn, TimelineOrder,
     read::{Bundles, ClientEvent, RoomEvent, Shown, Stretch, TimelineToken, push_str},
 };
-use hearth_store::StoreError;
+use hearth_store::{StoreError, StreamPosition};
 use ruma::{RoomId, UserId};
 
 use super::{
@@ -95,6 +95,32 @@ impl ClientSync {
         Ok(events)
     }
 
+    /// Rooms that were left after a position and are forgotten already.
+    //
+    // NOTSPEC: the specification has forgotten rooms in no sync at all. Then the other devices of who forgets a room as
+    // soon as it is left would show it for ever as one that the user is in.
+    pub(super) async fn forgotten(
+        &self,
+        round: &Round<'_>,
+        since: StreamPosition,
+    ) -> Result<Vec<(RoomSn, Place)>, StoreError> {
+        if !round.active.own_changed_after(since) {
+            return Ok(Vec::new());
+        }
+        let user = &round.request.user;
+        let mut left = BTreeMap::new();
+        for (position, change) in self.reader.membership_changes(user, since, round.next.position).await? {
+            let (room, membership) = (change.room, change.membership);
+            if matches!(membership, Membership::Leave | Membership::Ban) && !change.forgotten {
+                left.insert(
+                    room,
+                    Place { membership, before: change.before, since: position, changed: position },
+                );
+            }
+        }
+        Ok(left.into_iter().filter(|(room, _)| round.active.place(*room).is_none()).collect())
+    }
+
     /// Writes a room that was left or from which the user was banned, up to then; whether there was anything.
     pub(super) async fn left(
         &self,
@@ -139,11 +165,12 @@ impl ClientSync {
             && let Some(event) = self.leave_out_of_band(room, user).await?
         {
             // What ended an invite of a room that is held elsewhere.
+            let style = round.style();
             out.extend_from_slice(b"{\"timeline\":{\"events\":[");
-            event.write(out, round.style().copy());
-            out.extend_from_slice(b"],\"limited\":false,\"prev_batch\":");
-            push_str(out, &timeline.prev.to_string());
-            out.extend_from_slice(b"},");
+            style.event(&event, style.copy(), out);
+            out.push(b']');
+            timeline.push_end(out);
+            out.push(b',');
             push_str(out, round.request.state.key());
             out.extend_from_slice(b":{\"events\":[]}}");
             return Ok(true);

@@ -237,10 +237,7 @@ impl ClientSync {
             .map(|shown| Written { event: &shown.event, membership: Some(shown.membership) });
         style.events(&self.reader, viewer.room, events, &bundles, out).await?;
         out.pop();
-        out.extend_from_slice(if timeline.limited { b",\"limited\":true" } else { b",\"limited\":false" });
-        out.extend_from_slice(b",\"prev_batch\":");
-        push_str(out, &timeline.prev.to_string());
-        out.push(b'}');
+        timeline.push_end(out);
         Ok(())
     }
 
@@ -337,6 +334,14 @@ impl ClientSync {
 }
 
 impl Timeline {
+    /// Writes what stands behind the events, up to the end of the section.
+    pub(super) fn push_end(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(if self.limited { b",\"limited\":true" } else { b",\"limited\":false" });
+        out.extend_from_slice(b",\"prev_batch\":");
+        push_str(out, &self.prev.to_string());
+        out.push(b'}');
+    }
+
     /// Turns what was found backwards into the order of the timeline.
     pub(super) fn finish(&mut self) {
         self.events.reverse();

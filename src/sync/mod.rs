@@ -305,10 +305,13 @@ impl ClientSync {
 
     /// The rooms that may have something new, each once.
     async fn changed_rooms(&self, round: &Round<'_>) -> Result<Vec<(RoomSn, Place)>, StoreError> {
-        let Some(since) = round.since.filter(|_| !round.request.full_state) else {
-            return Ok(round.active.places());
-        };
-        let mut rooms = round.active.changed_after(since.position);
+        let Some(since) = round.since else { return Ok(round.active.places()) };
+        let mut rooms = self.forgotten(round, since.position).await?;
+        if round.request.full_state {
+            rooms.extend(round.active.places());
+            return Ok(rooms);
+        }
+        rooms.extend(round.active.changed_after(since.position));
         let mut known: HashSet<RoomSn> = rooms.iter().map(|(room, _)| *room).collect();
         let typing = self.users.typing();
         let seen = if since.boot == self.boot { since.typing } else { 0 };

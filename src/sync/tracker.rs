@@ -487,6 +487,11 @@ impl Active {
         self.view.lock().rooms.get(&room).copied()
     }
 
+    /// Whether anything of what is the user's own may have changed after `since`.
+    pub fn own_changed_after(&self, since: StreamPosition) -> bool {
+        self.view.lock().own > since
+    }
+
     /// Whether anything of the user's, or of a room of theirs, may have changed after `since`.
     pub fn may_have_changed_after(&self, since: StreamPosition) -> bool {
         let view = self.view.lock();

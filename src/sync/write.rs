@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use hearth_rooms::{
     EventSn, RoomSn,
-    read::{Bundles, Copy, Device, EventFormat, FilterDefinition, Reader, RoomEvent, push_str},
+    read::{Bundles, ClientEvent, Copy, Device, EventFormat, FilterDefinition, Reader, RoomEvent, push_str},
 };
 use hearth_store::StoreError;
 
@@ -53,16 +53,21 @@ impl<'a> Style<'a> {
                 out.extend_from_slice(pdu);
                 continue;
             }
-            let start = out.len();
-            event.client.write(out, Copy { membership, relations: bundle, ..self.copy() });
-            if let Some(fields) = self.filter.fields() {
-                let cut = fields.cut(&out[start..]);
-                out.truncate(start);
-                out.extend_from_slice(&cut);
-            }
+            self.event(&event.client, Copy { membership, relations: bundle, ..self.copy() }, out);
         }
         out.extend_from_slice(b"]}");
         Ok(())
+    }
+
+    /// Writes an event with the fields that the receiver wants.
+    pub fn event(&self, event: &ClientEvent, copy: Copy<'_>, out: &mut Vec<u8>) {
+        let start = out.len();
+        event.write(out, copy);
+        if let Some(fields) = self.filter.fields() {
+            let cut = fields.cut(&out[start..]);
+            out.truncate(start);
+            out.extend_from_slice(&cut);
+        }
     }
 }
 
