@@ -7,23 +7,23 @@ use std::time::Duration;
 
 use axum::{
     body::Body,
-    extract::{RawQuery, Request, State},
+    extract::{Request, State},
     response::Response,
 };
 use hearth_dag::LocalServers;
-use hearth_pictures::{Fit, PictureError};
+use hearth_pictures::PictureError;
 use http::{HeaderMap, HeaderValue, StatusCode, header, response::Builder};
 use ruma::api::client::{
     authenticated_media as current,
     media::{self as old, create_content, create_content_async, create_mxc_uri},
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
     http::{
-        Auth, BodyLimit, JsonResult, LocalUser, MatrixError, RateClass, RawJson, RequestFacts, Route, Routes,
-        Specimen, body,
+        Auth, BodyLimit, JsonResult, LocalUser, MatrixError, Query, RateClass, RawJson, RequestFacts, Route,
+        Routes, Specimen, body,
     },
     media::{
         About, FindError, Media, UploadError,
@@ -34,14 +34,9 @@ use crate::{
         reading::Reader,
         remote::{FetchError, RemoteMedia},
         tables::File,
-        thumbnails,
+        wanted::{NoThumbnail, WantedFile, WantedThumbnail},
     },
 };
-
-/// How long a request waits for a file that has not come yet, if it does not say.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// How long it waits at most.
-const PATIENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Specimens that the current and the frozen paths share.
 const NOTHING: Specimen = Specimen::path("");
@@ -124,11 +119,6 @@ async fn media_config(State(media): State<Media>, _sender: LocalUser) -> JsonRes
     RawJson::of(&json!({ "m.upload.size": media.file_max() }))
 }
 
-#[derive(Deserialize)]
-struct DownloadQuery {
-    timeout_ms: Option<u64>,
-}
-
 /// `GET /_matrix/client/v1/media/download/{serverName}/{mediaId}[/{fileName}]`
 async fn download(
     State(media): State<Media>,
@@ -136,12 +126,11 @@ async fn download(
     State(local): State<LocalServers>,
     _sender: LocalUser,
     facts: RequestFacts,
-    RawQuery(raw_query): RawQuery,
+    Query(wanted): Query<WantedFile>,
     headers: HeaderMap,
 ) -> Result<Response, MatrixError> {
-    let query: DownloadQuery = query(raw_query.as_deref())?;
     let key = key(&facts)?;
-    let file = find((&media, &remote, &local), &key, query.timeout_ms).await?;
+    let file = find((&media, &remote, &local), &key, wanted).await?;
     let tag = entity_tag(&file, "");
     if is_known(&headers, &tag) {
         return Ok(known(&tag));
@@ -152,38 +141,19 @@ async fn download(
     answer(reader, kind, name, &tag, &headers)
 }
 
-#[derive(Deserialize)]
-struct ThumbnailQuery {
-    width: u32,
-    height: u32,
-    method: Option<String>,
-    timeout_ms: Option<u64>,
-}
-
 /// `GET /_matrix/client/v1/media/thumbnail/{serverName}/{mediaId}`
-///
-/// `animated` is a wish; what is made here stands still.
 async fn thumbnail(
     State(media): State<Media>,
     State(remote): State<RemoteMedia>,
     State(local): State<LocalServers>,
     _sender: LocalUser,
     facts: RequestFacts,
-    RawQuery(raw_query): RawQuery,
+    Query(wanted): Query<WantedThumbnail>,
     headers: HeaderMap,
 ) -> Result<Response, MatrixError> {
-    let query: ThumbnailQuery = query(raw_query.as_deref())?;
-    if query.width == 0 || query.height == 0 {
-        return Err(MatrixError::invalid_param("a thumbnail is at least one pixel wide and high"));
-    }
-    let fit = match query.method.as_deref() {
-        None | Some("scale") => Fit::Scale,
-        Some("crop") => Fit::Crop,
-        Some(_) => return Err(MatrixError::invalid_param("the method is either crop or scale")),
-    };
+    let frame = wanted.frame()?;
     let key = key(&facts)?;
-    let file = find((&media, &remote, &local), &key, query.timeout_ms).await?;
-    let frame = thumbnails::frame_for(query.width, query.height, fit);
+    let file = find((&media, &remote, &local), &key, wanted.file()).await?;
     let tag = entity_tag(&file, &format!("-{}x{}-{:?}", frame.width, frame.height, frame.fit));
     if is_known(&headers, &tag) {
         return Ok(known(&tag));
@@ -197,11 +167,11 @@ async fn thumbnail(
 async fn find(
     (media, remote, local): (&Media, &RemoteMedia, &LocalServers),
     key: &MediaKey,
-    timeout_ms: Option<u64>,
+    wanted: WantedFile,
 ) -> Result<File, MatrixError> {
     match local.is_local(key.server()) {
-        true => Ok(media.find(key, patience(timeout_ms)).await?),
-        false => Ok(remote.find(key, patience(timeout_ms)).await?),
+        true => Ok(media.find(key, wanted.patience()).await?),
+        false => Ok(remote.find(key, wanted.patience()).await?),
     }
 }
 
@@ -216,17 +186,10 @@ fn key(facts: &RequestFacts) -> Result<MediaKey, MatrixError> {
     MediaKey::parse(part(0), part(1)).map_err(|error| MatrixError::invalid_param(error.to_string()))
 }
 
-fn query<T: DeserializeOwned>(raw: Option<&str>) -> Result<T, MatrixError> {
-    serde_html_form::from_str(raw.unwrap_or_default())
-        .map_err(|error| MatrixError::from_query(&error.to_string()))
-}
-
-fn patience(timeout_ms: Option<u64>) -> Duration {
-    timeout_ms.map_or(PATIENCE, |timeout_ms| Duration::from_millis(timeout_ms).min(PATIENCE_MAX))
-}
-
 fn about(request: &Request) -> Result<About, MatrixError> {
-    let query: UploadQuery = query(request.uri().query())?;
+    let query = request.uri().query().unwrap_or_default();
+    let query: UploadQuery =
+        serde_html_form::from_str(query).map_err(|error| MatrixError::from_query(&error.to_string()))?;
     let content_type = request.headers().get(header::CONTENT_TYPE);
     let content_type = content_type.and_then(|kind| kind.to_str().ok()).map(str::to_owned);
     Ok(About { content_type, name: query.filename })
@@ -375,6 +338,12 @@ impl From<PictureError> for MatrixError {
             PictureError::TooLarge => Self::too_large(error.to_string()),
             PictureError::Io(error) => Self::internal(error),
         }
+    }
+}
+
+impl From<NoThumbnail> for MatrixError {
+    fn from(error: NoThumbnail) -> Self {
+        Self::invalid_param(error.to_string())
     }
 }
 

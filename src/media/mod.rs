@@ -14,6 +14,7 @@ pub mod remote;
 mod sweep;
 pub mod tables;
 pub mod thumbnails;
+pub mod wanted;
 mod writing;
 
 #[cfg(test)]
