@@ -147,6 +147,17 @@ async fn who_may_not_come_in_hears_why() {
 }
 
 #[tokio::test]
+async fn what_a_client_adds_to_a_join_reaches_the_other_server() {
+    let (far, near) = two().await;
+    let (alice, bob) = (far.user("alice").await, near.user("bob").await);
+    let room = alice.creates_a_public_room().await;
+    let body = json!({ "org.example.from": "a link", "membership": "leave", "displayname": "Alice" });
+    bob.post(&format!("/_matrix/client/v3/rooms/{}/join?via=far.test", encoded(&room)), body).await.ok();
+    let said = state(&alice, &room, "m.room.member", bob.user_id.as_str()).await.ok();
+    assert_eq!(said, json!({ "membership": "join", "displayname": "bob", "org.example.from": "a link" }));
+}
+
+#[tokio::test]
 async fn users_who_join_at_once_are_all_in() {
     let (far, near) = two().await;
     let alice = far.user("alice").await;
@@ -221,6 +232,10 @@ async fn invites_go_to_users_of_other_servers_and_can_be_taken_or_rejected() {
         "{left}"
     );
     assert_eq!(leave["content"]["membership"], "leave");
+    let filter = encoded(&json!({ "event_fields": ["type"] }).to_string());
+    let left = carol.get(&format!("/_matrix/client/v3/sync?since={since}&filter={filter}")).await.ok();
+    let leave = &left["rooms"]["leave"][&room]["timeline"]["events"][0];
+    assert_eq!(leave, &json!({ "type": "m.room.member" }), "a filter holds for this one too");
     let rejected = state(&alice, &room, "m.room.member", "@carol:near.test").await.ok();
     assert_eq!(rejected["membership"], "leave");
     let left = carol.get("/_matrix/client/v3/sync").await.ok();

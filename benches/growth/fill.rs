@@ -6,7 +6,7 @@ use hearth::{app::App, config::Config, http::Shutdown};
 use hearth_rooms::{CreateRoom, Join, Profile, Send};
 use hearth_store::Commit;
 use ruma::{OwnedRoomId, OwnedUserId, UserId};
-use serde_json::{json, value::to_raw_value};
+use serde_json::{Map, json, value::to_raw_value};
 use tokio::task::JoinSet;
 
 use crate::Result;
@@ -39,7 +39,8 @@ pub async fn room_of(app: &App, members: usize) -> Result<OwnedRoomId> {
         let (rooms, room, user) = (app.rooms.clone(), room.clone(), user(n)?);
         joins.spawn(async move {
             let profile = Profile { display_name: Some(format!("Member {n}")), avatar_url: None };
-            rooms.join(&Join { room, user, profile, reason: None }, Commit::new()).await?;
+            let join = Join { room, user, profile, reason: None, custom: Map::new() };
+            rooms.join(&join, Commit::new()).await?;
             Result::Ok(())
         });
     }

@@ -14,7 +14,7 @@ use hearth_rooms::{Join, Profile, Rooms, RoomsOptions, SystemClock};
 use hearth_store::Store;
 use http::Request;
 use ruma::{room_id, user_id};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use world::{World, key, name, ok, status};
 
@@ -29,6 +29,7 @@ async fn here(world: &Arc<World>) -> (RemoteRooms, Join) {
         user: user_id!("@alice:here.test").to_owned(),
         profile: Profile::default(),
         reason: None,
+        custom: Map::new(),
     };
     (RemoteRooms::start(federation, rooms), join)
 }

@@ -7,7 +7,7 @@ use hearth_dag::{Draft, Rejection};
 use hearth_store::{Commit, CommitError, Order, Positioned, StoreError, StreamPosition};
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde_json::value::to_raw_value;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::append::Sending;
 use crate::errors::WriteError;
@@ -24,6 +24,17 @@ use crate::turn::Turn;
 const MEMBERSHIPS_MAX: usize = 1_000_000;
 /// How often an out-of-band change is tried again.
 const TRIES: usize = 8;
+/// What a member event's content says to servers and clients: no user writes these as they please when they join.
+const WITH_A_MEANING: [&str; 8] = [
+    "membership",
+    "displayname",
+    "avatar_url",
+    "reason",
+    "is_direct",
+    "third_party_invite",
+    "third_party_signed",
+    "join_authorised_via_users_server",
+];
 
 /// What a member event says of its user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,6 +67,20 @@ pub struct Join {
     pub user: OwnedUserId,
     pub profile: Profile,
     pub reason: Option<String>,
+    /// What the client adds, for whoever understands it.
+    pub custom: Map<String, Value>,
+}
+
+impl Join {
+    /// What the join says, but for who lets the user in.
+    pub fn content(&self) -> Value {
+        let mut content = self.custom.clone();
+        content.retain(|key, _| !WITH_A_MEANING.contains(&key.as_str()));
+        if let Value::Object(known) = self.profile.member_content("join", self.reason.as_deref()) {
+            content.extend(known);
+        }
+        Value::Object(content)
+    }
 }
 
 /// What became of a join.
@@ -290,7 +315,7 @@ impl Act for Join {
             Some(Membership::Ban) => return Err(MembershipError::Banned(self.user.clone())),
             _ => {}
         }
-        let mut content = self.profile.member_content("join", self.reason.as_deref());
+        let mut content = self.content();
         match turn.restricted_join(&self.user).await? {
             Restricted::No => {}
             Restricted::By(authoriser) => content["join_authorised_via_users_server"] = json!(authoriser),

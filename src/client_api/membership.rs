@@ -1,13 +1,14 @@
 //! Who is in a room: joining, inviting, knocking, leaving, forgetting, kicking and banning.
 
 use axum::extract::State;
+use hearth_dag::canonical::to_canonical;
 use hearth_federation::{Policy, RemoteRooms};
 use hearth_rooms::{Invite, Join, Knock, MembershipError, Profile, Removal, Remove, Rooms, read::Reader};
 use hearth_store::Commit;
 use hearth_users::Users;
 use http::StatusCode;
 use ruma::{
-    OwnedRoomId, OwnedServerName, OwnedUserId, ServerName, UserId,
+    OwnedRoomId, OwnedRoomOrAliasId, OwnedServerName, OwnedUserId, ServerName, UserId,
     api::client::{
         knock::knock_room,
         membership::{
@@ -17,6 +18,7 @@ use ruma::{
     },
 };
 use serde::Deserialize;
+use serde_json::{Map, Value as Json};
 
 use super::{directory, reading::not_in_room};
 use crate::http::{
@@ -105,13 +107,7 @@ pub async fn check_invitable(
         // Their server knows, and is asked to sign the invite.
         return Ok(());
     }
-    if !users.is_active(invited).await? {
-        return Err(MatrixError::not_found(format!("there is no user {invited}")));
-    }
-    if users.blocks_invites(invited).await? {
-        return Err(MatrixError::invite_blocked(invited));
-    }
-    Ok(())
+    Ok(users.check_invitable(invited).await?)
 }
 
 /// The refusal of invites by e-mail or phone.
@@ -143,15 +139,26 @@ fn via(query: Vec<(String, String)>) -> Vec<OwnedServerName> {
     servers
 }
 
+#[derive(Deserialize)]
+struct Joining {
+    reason: Option<String>,
+    #[serde(flatten)]
+    custom: Map<String, Json>,
+}
+
+/// Bytes of what a join says at most: the event has to hold more than that, here and where it is signed.
+const JOIN_MAX: usize = 32 * 1024;
+
 /// `POST /_matrix/client/v3/rooms/{roomId}/join`
 async fn join_by_id(
     State(remote): State<RemoteRooms>,
     State(users): State<Users>,
     user: LocalUser,
+    PathArgs((room,)): PathArgs<(OwnedRoomId,)>,
     Query(query): Query<Vec<(String, String)>>,
-    Ruma(request): Ruma<join_room_by_id::v3::Request>,
+    JsonBody(joining): JsonBody<Joining>,
 ) -> ApiResult<join_room_by_id::v3::Response> {
-    let room = join_room(&remote, &users, user, request.room_id, via(query), request.reason).await?;
+    let room = join_room(&remote, &users, user, room, via(query), joining).await?;
     Ok(Ruma(join_room_by_id::v3::Response::new(room)))
 }
 
@@ -161,12 +168,12 @@ async fn join(
     State(rooms): State<Rooms>,
     State(users): State<Users>,
     user: LocalUser,
+    PathArgs((room_or_alias,)): PathArgs<(OwnedRoomOrAliasId,)>,
     Query(query): Query<Vec<(String, String)>>,
-    Ruma(request): Ruma<join_room_by_id_or_alias::v3::Request>,
+    JsonBody(joining): JsonBody<Joining>,
 ) -> ApiResult<join_room_by_id_or_alias::v3::Response> {
-    let (room, servers) =
-        directory::locate(&rooms, &remote, &user, request.room_id_or_alias, via(query)).await?;
-    let room = join_room(&remote, &users, user, room, servers, request.reason).await?;
+    let (room, servers) = directory::locate(&rooms, &remote, &user, room_or_alias, via(query)).await?;
+    let room = join_room(&remote, &users, user, room, servers, joining).await?;
     Ok(Ruma(join_room_by_id_or_alias::v3::Response::new(room)))
 }
 
@@ -176,10 +183,16 @@ async fn join_room(
     user: LocalUser,
     room: OwnedRoomId,
     via: Vec<OwnedServerName>,
-    reason: Option<String>,
+    Joining { reason, custom }: Joining,
 ) -> Result<OwnedRoomId, MatrixError> {
     let profile = profile(users, &user.user_id).await?;
-    let join = Join { room, user: user.user_id, profile, reason };
+    let join = Join { room, user: user.user_id, profile, reason, custom };
+    let content = join.content().to_string();
+    if content.len() > JOIN_MAX {
+        return Err(MatrixError::too_large("a join cannot say that much"));
+    }
+    // Else the servers that are asked would be blamed.
+    to_canonical(&content, true).map_err(|error| MatrixError::bad_json(error.to_string()))?;
     Ok(remote.join(join, via).await?)
 }
 

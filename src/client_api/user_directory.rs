@@ -110,14 +110,12 @@ impl<'a> Sight<'a> {
     }
 
     async fn sees(&mut self, other: &UserId) -> Result<bool, StoreError> {
-        if other == self.searcher {
-            return Ok(true);
-        }
         let theirs = self.reader.memberships_of(other).await?;
         self.looked_at += theirs.len();
         let joined = theirs.iter().filter(|(_, row)| row.value.membership == Membership::Join);
         let joined: Vec<RoomSn> = joined.map(|(room, _)| *room).collect();
-        if joined.iter().any(|room| self.mine.contains(room)) {
+        // Nobody shares a room with themselves.
+        if other != self.searcher && joined.iter().any(|room| self.mine.contains(room)) {
             return Ok(true);
         }
         for room in joined {

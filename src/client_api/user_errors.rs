@@ -1,8 +1,8 @@
 //! What goes wrong with users, in the specification's words.
 
 use hearth_users::{
-    AccountDataError, AccountError, CreateAccountError, DeviceError, FilterError, PasswordError,
-    ProfileError, PushRuleError, RefreshError, SessionError, UsersError,
+    AccountDataError, AccountError, CreateAccountError, DeviceError, FilterError, NotInvitable,
+    PasswordError, ProfileError, PushRuleError, RefreshError, SessionError, UsersError,
 };
 use http::StatusCode;
 
@@ -101,6 +101,18 @@ impl From<AccountDataError> for MatrixError {
             AccountDataError::TooLarge => MatrixError::too_large(message),
             AccountDataError::NotAnObject => MatrixError::bad_json(message),
             AccountDataError::Users(error) => error.into(),
+        }
+    }
+}
+
+impl From<NotInvitable> for MatrixError {
+    fn from(error: NotInvitable) -> Self {
+        match error {
+            NotInvitable::Unknown(_) => MatrixError::not_found(error.to_string()),
+            NotInvitable::WantsNone(_) => {
+                Self::new(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", error.to_string())
+            }
+            NotInvitable::Store(error) => error.into(),
         }
     }
 }

@@ -136,12 +136,7 @@ async fn receive(
         room_state,
         keys: &keys,
     })?;
-    if !users.is_active(&signed.user).await? {
-        return Err(MatrixError::not_found("there is no such user here"));
-    }
-    if users.blocks_invites(&signed.user).await? {
-        return Err(MatrixError::invite_blocked(&signed.user));
-    }
+    users.check_invitable(&signed.user).await?;
     inbound.may_be_invited(&signed.user, &room).await?;
     let told = OutOfBand {
         room_id: room,

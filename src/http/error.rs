@@ -36,11 +36,6 @@ macro_rules! refusals {
 }
 
 impl MatrixError {
-    /// A user wants no invites at all.
-    pub fn invite_blocked(user: &ruma::UserId) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "M_INVITE_BLOCKED", format!("{user} does not accept invites"))
-    }
-
     /// A refusal without further fields.
     pub fn new(status: StatusCode, errcode: &'static str, message: impl Into<String>) -> Self {
         Self { status, errcode, message: message.into(), extra: Map::new(), cause: None }

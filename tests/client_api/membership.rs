@@ -73,6 +73,39 @@ async fn rooms_are_joined_by_alias_and_unknown_ones_are_not_found() {
 }
 
 #[tokio::test]
+async fn what_a_client_adds_to_a_join_is_in_the_event_and_means_nothing_to_the_server() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = alice.creates_a_room(json!({ "preset": "public_chat", "room_alias_name": "tea" })).await;
+    bob.joins(&room).await;
+    let plain = member(&alice, &room, &bob).await;
+    bob.leaves(&room).await;
+    let mut body = json!({
+        "membership": "ban", "displayname": "Alice", "avatar_url": "mxc://a/b", "is_direct": true,
+        "third_party_signed": {
+            "sender": alice.user_id, "mxid": bob.user_id, "token": "t", "signatures": { "x": { "ed25519:1": "y" } },
+        },
+        "third_party_invite": { "display_name": "b" }, "join_authorised_via_users_server": alice.user_id,
+    });
+    let by_alias = encoded("#tea:hearth.test");
+    for path in ["rooms/{room}/join", "join/{room}", "join/{alias}"] {
+        let path = path.replace("{room}", &encoded(&room)).replace("{alias}", &by_alias);
+        body["org.example.from"] = json!({ "path": path, "n": [1, null] });
+        body["reason"] = json!("tea");
+        bob.post(&format!("/_matrix/client/v3/{path}"), body.clone()).await.ok();
+        let mut expected = plain.clone();
+        expected["org.example.from"] = body["org.example.from"].clone();
+        expected["reason"] = json!("tea");
+        assert_eq!(member(&alice, &room, &bob).await, expected);
+        bob.leaves(&room).await;
+    }
+    let join = room_path(&room, "join");
+    bob.post(&join, json!({ "x": 1.5 })).await.refused(400, "M_BAD_JSON");
+    bob.post(&join, json!({ "x": "x".repeat(40_000) })).await.refused(413, "M_TOO_LARGE");
+    assert_eq!(member(&alice, &room, &bob).await["membership"], "leave");
+}
+
+#[tokio::test]
 async fn leaving_forgetting_and_coming_back() {
     let server = TestServer::start().await;
     let (alice, bob) = (server.user("alice").await, server.user("bob").await);

@@ -39,7 +39,9 @@ async fn people_are_found_who_share_a_room_or_are_in_a_public_one() {
     );
     // An invite is no membership.
     assert_eq!(found(&guest, "alice").await, Vec::<String>::new());
-    assert_eq!(found(&hermit, "hermit").await, ["@ann.hermit:hearth.test"]);
+    // Whoever searches is found like others: by who is in a public room.
+    assert_eq!(found(&hermit, "hermit").await, Vec::<String>::new());
+    assert_eq!(found(&host, "host").await, ["@ann.host:hearth.test"]);
     guest.joins(&private).await;
     assert_eq!(found(&guest, "alice").await, ["@alice:hearth.test"]);
     friend.leaves(&private).await;

@@ -24,7 +24,7 @@ use ruma::{
     events::{TimelineEventType, receipt::ReceiptThread},
     presence::PresenceState,
 };
-use serde_json::{Value, json, value::to_raw_value};
+use serde_json::{Map, Value, json, value::to_raw_value};
 
 pub struct World {
     store: Store,
@@ -117,8 +117,8 @@ impl Client {
     }
 
     pub async fn joins(&self, room: &str) {
-        let join =
-            Join { room: id(room), user: self.user.clone(), profile: Profile::default(), reason: None };
+        let (user, profile) = (self.user.clone(), Profile::default());
+        let join = Join { room: id(room), user, profile, reason: None, custom: Map::new() };
         assert_eq!(self.rooms.join(&join, Commit::new()).await.unwrap(), Joined::Here(id(room)));
     }
 

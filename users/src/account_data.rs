@@ -62,6 +62,20 @@ pub enum AccountDataError {
     Users(#[from] UsersError),
 }
 
+/// Why a user cannot be invited.
+#[derive(Debug, thiserror::Error)]
+pub enum NotInvitable {
+    /// Nobody is called that here, or not any more.
+    #[error("there is no user {0}")]
+    Unknown(OwnedUserId),
+    /// They want no invites.
+    #[error("{0} does not accept invites")]
+    WantsNone(OwnedUserId),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 impl From<StoreError> for AccountDataError {
     fn from(error: StoreError) -> Self {
         Self::Users(error.into())
@@ -94,6 +108,17 @@ impl Users {
         let content = self.account_data(user, None, "m.invite_permission_config").await?;
         let content = content.and_then(|content| serde_json::from_str::<Content>(content.get()).ok());
         Ok(content.is_some_and(|content| content.default_action.as_deref() == Some("block")))
+    }
+
+    /// Refuses invites to those who are not here or want none.
+    pub async fn check_invitable(&self, user: &UserId) -> Result<(), NotInvitable> {
+        if !self.is_active(user).await? {
+            return Err(NotInvitable::Unknown(user.to_owned()));
+        }
+        match self.blocks_invites(user).await? {
+            true => Err(NotInvitable::WantsNone(user.to_owned())),
+            false => Ok(()),
+        }
     }
 
     /// Writes the content of one type, which `/sync` then shows.

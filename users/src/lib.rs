@@ -33,7 +33,8 @@ mod users;
 mod volatile;
 
 pub use account_data::{
-    ACCOUNT_DATA_MAX, AccountDataChanges, AccountDataError, FULLY_READ, IGNORED_USERS, PUSH_RULES, RawJson,
+    ACCOUNT_DATA_MAX, AccountDataChanges, AccountDataError, FULLY_READ, IGNORED_USERS, NotInvitable,
+    PUSH_RULES, RawJson,
 };
 pub use accounts::{Account, AccountError, CreateAccountError, Kind, NewAccount};
 pub use deactivation::Deactivation;

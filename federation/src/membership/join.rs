@@ -108,8 +108,7 @@ impl Parts {
         if checked.authoriser.as_ref().is_some_and(|user| user.server_name() != server) {
             return Err(Unusable::Template("authorised by a user of another server").into());
         }
-        let content = join.profile.member_content("join", join.reason.as_deref());
-        let pdu = checked.build(self, &join.room, &join.user, content)?;
+        let pdu = checked.build(self, &join.room, &join.user, join.content())?;
         let busy = |_| RequestError::from(NetworkError::Busy);
         let _place = self.joins.through(server).await.map_err(busy)?;
         let client = self.client_for(join.user.server_name());

@@ -17,7 +17,7 @@ use ruma::{
     OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId,
     events::TimelineEventType,
 };
-use serde_json::{Value, json, value::to_raw_value};
+use serde_json::{Map, Value, json, value::to_raw_value};
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -139,7 +139,8 @@ impl Node {
     /// A user begins to join, through one of these servers if nobody is there yet.
     pub fn joins(&mut self, who: &str, room: &OwnedRoomId, via: Vec<OwnedServerName>) {
         let profile = Profile { display_name: None, avatar_url: None };
-        let join = Join { room: room.clone(), user: self.user(who), profile, reason: None };
+        let user = self.user(who);
+        let join = Join { room: room.clone(), user, profile, reason: None, custom: Map::new() };
         let remote = self.server().remote_rooms.clone();
         self.joining = Some(tokio::spawn(async move { remote.join(join, via).await.is_ok() }));
     }

@@ -15,7 +15,7 @@ use hearth_store::{Commit, Store};
 use hearth_users::Users;
 use parking_lot::Mutex;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, UserId, events::TimelineEventType};
-use serde_json::{Value, json, value::to_raw_value};
+use serde_json::{Map, Value, json, value::to_raw_value};
 
 use super::{
     World, key, name, ok,
@@ -62,7 +62,7 @@ impl Home {
 
     pub async fn join(&self, who: &str, room: &OwnedRoomId) {
         let profile = Profile { display_name: None, avatar_url: None };
-        let join = Join { room: room.clone(), user: user(who), profile, reason: None };
+        let join = Join { room: room.clone(), user: user(who), profile, reason: None, custom: Map::new() };
         self.rooms.join(&join, Commit::new()).await.unwrap();
     }
 

@@ -14,7 +14,7 @@ use ruma::{
     RoomVersionId, ServerName, UInt, UserId,
 };
 use serde_json::value::to_raw_value;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::support::{TestClock, World};
 
@@ -81,7 +81,8 @@ impl Peer {
 
     pub async fn join(&self, name: &str, room: &OwnedRoomId) {
         let user = self.user(name);
-        let join = Join { room: room.clone(), user, profile: Profile::default(), reason: None };
+        let (profile, custom) = (Profile::default(), Map::new());
+        let join = Join { room: room.clone(), user, profile, reason: None, custom };
         assert!(matches!(self.rooms.join(&join, Commit::new()).await.unwrap(), Joined::Here(_)));
     }
 

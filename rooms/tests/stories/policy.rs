@@ -157,8 +157,7 @@ async fn an_event_keeps_its_place_while_it_is_signed() {
     // Who lost the right to speak meanwhile does not.
     let join = unsigned(world.join("carol", &room).await);
     let joining = recommended(&world, &room, &join).await;
-    let profile = crate::support::profile("carol");
-    let as_carol = Join { room: room.clone(), user: user("carol"), profile, reason: None };
+    let as_carol = crate::support::join_of("carol", &room);
     joining.join(&as_carol, Commit::new()).await.unwrap();
     let late = message("carol", &room, "late");
     let lacks = unsigned(world.rooms.send(&late, Commit::new()).await);

@@ -10,7 +10,7 @@ use hearth_store::{Commit, Store};
 use ruma::events::TimelineEventType;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
 use serde_json::value::to_raw_value;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 pub struct TestClock(pub AtomicU64);
 
@@ -18,6 +18,12 @@ impl Clock for TestClock {
     fn now_ms(&self) -> u64 {
         self.0.fetch_add(1, Ordering::SeqCst)
     }
+}
+
+/// A user comes in by themselves.
+pub fn join_of(name: &str, room: &OwnedRoomId) -> Join {
+    let (room, user, profile) = (room.clone(), user(name), profile(name));
+    Join { room, user, profile, reason: None, custom: Map::new() }
 }
 
 pub struct World {
@@ -51,7 +57,7 @@ impl World {
     }
 
     pub async fn join(&self, name: &str, room: &OwnedRoomId) -> Result<Joined, MembershipError> {
-        let join = Join { room: room.clone(), user: user(name), profile: profile(name), reason: None };
+        let join = join_of(name, room);
         self.rooms.join(&join, Commit::new()).await
     }
 
