@@ -7,7 +7,7 @@ use hearth_dag::{
     Keypair, Pdu, ReceivedPdu, RoomRules, ServerKeys, Signer as _, VerifyKey, canonical::Object,
     content_hash, countersign, reference_hash,
 };
-use hearth_federation::{Federation, Patience, Sender};
+use hearth_federation::{Clock, Federation, Patience, Sender};
 use hearth_rooms::{
     CreateRoom, Join, Preset, Profile, Removal, Remove, Rooms, RoomsOptions, Send, serve::Submitted,
 };
@@ -18,8 +18,8 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, UserId, even
 use serde_json::{Map, Value, json, value::to_raw_value};
 
 use super::{
-    World, key, name, ok,
-    server::{Plan, Server, tokio_clock},
+    NOW, World, key, name, ok,
+    server::{Plan, Server},
 };
 
 pub struct Home {
@@ -42,12 +42,15 @@ impl Home {
 
     /// Starts on a store that may hold something.
     pub fn on(world: &Arc<World>, store: Store) -> Self {
+        // It goes on over a restart.
+        let started = world.started;
+        let clock: Clock = Arc::new(move || NOW + started.elapsed().as_millis() as u64);
         let patience = Patience { first: Duration::from_secs(30), longest: Duration::from_secs(3600) };
         let plan = Plan {
             name: "home.test".to_owned(),
             store,
             network: world.clone(),
-            clock: tokio_clock(),
+            clock,
             patience,
             rooms: RoomsOptions::default(),
         };
