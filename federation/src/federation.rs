@@ -11,6 +11,7 @@ use crate::{
     access::{Access, AccessDenied},
     client::Client,
     destinations::{Destinations, Patience},
+    joining::Joining,
     key_store::{Clock, KeyLookupError, KeyStore, KeyStoreOptions, OwnKeys},
     network::Network,
     verify::Checkers,
@@ -49,6 +50,7 @@ pub struct Federation {
     destinations: Destinations,
     client: Client,
     checkers: Checkers,
+    joining: Joining,
 }
 
 /// What a request says of its sender, with the sender's keys; not yet believed.
@@ -130,6 +132,7 @@ impl Federation {
             destinations,
             client,
             checkers: Checkers::new(),
+            joining: Joining::default(),
         }
     }
 
@@ -156,6 +159,10 @@ impl Federation {
     /// Our names.
     pub fn local_servers(&self) -> &LocalServers {
         &self.local_servers
+    }
+
+    pub(crate) fn joining(&self) -> &Joining {
+        &self.joining
     }
 
     pub(crate) fn checkers(&self) -> &Checkers {

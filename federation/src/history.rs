@@ -19,10 +19,7 @@ use hearth_store::StoreError;
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
-use tokio::{
-    sync::{Semaphore, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     client::{Client, EventNear, Json, RequestError},
@@ -34,12 +31,16 @@ use crate::{
 pub const HISTORY_TIME: Duration = Duration::from_secs(20);
 /// A fill goes on for so long, whoever still waits for it: the time of one slow server, and some more for others.
 pub const FILL_TIME: Duration = Duration::from_secs(120);
-/// Rooms that are filled in at once: each may hold a state of [`HEAVY`](crate::client::HEAVY) bytes in memory.
+/// Rooms that are filled in at once. Each may hold an answer of [`HEAVY`](crate::client::HEAVY) bytes in memory: events, an
+/// auth chain, the ids of a state. Whole states are larger, up to [`JOIN`](crate::client::JOIN): there are fewer of them.
 pub const FILLS_AT_ONCE: usize = 8;
 /// Of these, for one user: who reads in rooms of servers that never answer holds up nobody else.
 pub const FILLS_OF_A_USER: usize = 2;
 /// Fills that are under way or wait, of all rooms and users.
 pub const FILLS_MAX: usize = 200;
+/// Of these, begun by one user: more would find no place in the line either.
+pub const FILLS_BEGUN_BY_A_USER: usize = FILLS_OF_A_USER + FILLS_WAITING_OF_A_USER;
+const FILLS_WAITING_OF_A_USER: usize = 10;
 /// A gap that nobody could fill in is left alone for so long: a reader's client asks again and again.
 pub const GAP_RESTS: Duration = Duration::from_secs(60);
 /// Gaps of which it is remembered that nobody could fill them in.
@@ -48,15 +49,21 @@ const GAPS_KEPT: usize = 2000;
 pub const STATES_MAX: usize = 10;
 /// Of these, fetched whole.
 const WHOLE_STATES_MAX: usize = 3;
-/// Whole states that are fetched at once, in all fills.
-const WHOLE_STATES_AT_ONCE: usize = 2;
 /// Fills and questions of users: places and the line before them.
 const TURNS: TurnLimits = TurnLimits {
     at_once: FILLS_AT_ONCE,
     each: FILLS_OF_A_USER,
-    waiting_each: 10,
+    waiting_each: FILLS_WAITING_OF_A_USER,
     waiting: FILLS_MAX,
     patience: HISTORY_TIME,
+};
+/// Whole states that are fetched at once, in all fills: one for one user.
+const WHOLE_STATES: TurnLimits = TurnLimits {
+    at_once: 2,
+    each: 1,
+    waiting_each: FILLS_OF_A_USER,
+    waiting: FILLS_AT_ONCE,
+    patience: FILL_TIME,
 };
 /// Events that are asked for at once.
 const EVENTS_AT_ONCE: usize = 100;
@@ -98,10 +105,16 @@ type Outcome = Result<bool, StoreError>;
 /// What is being filled in, and what could not be.
 pub(crate) struct Histories {
     rooms: Entries,
-    under_way: Mutex<HashMap<Place, watch::Receiver<Option<Outcome>>>>,
+    under_way: Mutex<HashMap<Place, Begun>>,
     failed: Cache<Place, Instant>,
     turns: Turns<OwnedUserId>,
-    whole_states: Semaphore,
+    whole_states: Turns<OwnedUserId>,
+}
+
+/// A fill that is under way, and who began it.
+struct Begun {
+    by: OwnedUserId,
+    filling: watch::Receiver<Option<Outcome>>,
 }
 
 impl Default for Histories {
@@ -111,8 +124,28 @@ impl Default for Histories {
             under_way: Mutex::default(),
             failed: Cache::new(GAPS_KEPT),
             turns: Turns::new(TURNS),
-            whole_states: Semaphore::new(WHOLE_STATES_AT_ONCE),
+            whole_states: Turns::new(WHOLE_STATES),
         }
+    }
+}
+
+impl Histories {
+    /// A fill of a gap, by this user; nothing if there are enough, or it is under way, or of no use now.
+    fn begin(
+        self: &Arc<Self>,
+        place: &Place,
+        user: &UserId,
+    ) -> Option<(watch::Sender<Option<Outcome>>, UnderWay)> {
+        let rests = self.failed.get(place).is_some_and(|since| since.elapsed() < GAP_RESTS);
+        let mut all = self.under_way.lock();
+        let of_user = all.values().filter(|begun| begun.by == user).count();
+        let is_full = all.len() >= FILLS_MAX || of_user >= FILLS_BEGUN_BY_A_USER;
+        if rests || is_full || all.contains_key(place) {
+            return None;
+        }
+        let (done, filling) = watch::channel(None);
+        all.insert(place.clone(), Begun { by: user.to_owned(), filling });
+        Some((done, UnderWay(self.clone(), place.clone())))
     }
 }
 
@@ -138,20 +171,12 @@ impl RemoteRooms {
 
     /// The fill of a gap, begun if there is none; nothing if it is of no use to begin one now.
     fn filling(&self, room: &RoomId, user: &UserId, gap: &Gap) -> Option<watch::Receiver<Option<Outcome>>> {
-        let histories = self.parts().histories.clone();
+        let histories = &self.parts().histories;
         let place = (room.to_owned(), gap.at);
-        let mut all = histories.under_way.lock();
-        if let Some(filling) = all.get(&place) {
-            return Some(filling.clone());
-        }
-        let rests = histories.failed.get(&place).is_some_and(|since| since.elapsed() < GAP_RESTS);
-        if rests || all.len() >= FILLS_MAX {
-            return None;
-        }
-        let (done, filling) = watch::channel(None);
-        all.insert(place.clone(), filling.clone());
-        drop(all);
-        let under_way = UnderWay(histories, place);
+        let Some((done, under_way)) = histories.begin(&place, user) else {
+            return histories.under_way.lock().get(&place).map(|begun| begun.filling.clone());
+        };
+        let filling = done.subscribe();
         let (parts, user, gap) = (self.parts().clone(), user.to_owned(), gap.clone());
         self.spawn(async move {
             let UnderWay(histories, place) = &under_way;
@@ -260,12 +285,14 @@ impl Parts {
         let room = &info.room_id;
         let client = self.federation.client().speaking_as(user.server_name());
         let told = client.backfill(server, room, &gap.missing, EVENTS_AT_ONCE).await?;
-        let mut events: Vec<Filling> = self.believed(info, told).await?.into_iter().map(plain).collect();
+        let mut events: Vec<Filling> =
+            self.believed(info, server, told).await?.into_iter().map(plain).collect();
         events.truncate(BACKFILL_MAX);
         if events.is_empty() {
             return Err(Unfilled::Nothing);
         }
-        let mut source = Source { parts: self, info, server, client: &client, states: 0, whole_states: 0 };
+        let mut source =
+            Source { parts: self, info, user, server, client: &client, states: 0, whole_states: 0 };
         for _ in 0..ROUNDS_MAX {
             match self.rooms.receive_backfill(room, gap.at, &events).await? {
                 Filled::Done { placed: 0, gap: Some(still) } if still == *gap => {
@@ -301,6 +328,7 @@ fn plain(event: VerifiedPdu) -> Filling {
 struct Source<'a> {
     parts: &'a Parts,
     info: &'a RoomInfo,
+    user: &'a UserId,
     server: &'a ServerName,
     client: &'a Client,
     /// How many states it was asked for, and how many of them whole.
@@ -326,7 +354,8 @@ impl Source<'_> {
                 return Err(Unfilled::TooMuch);
             }
             self.whole_states += 1;
-            let _place = self.parts.histories.whole_states.acquire().await;
+            let turn = self.parts.histories.whole_states.take(self.user.to_owned()).await;
+            let _turn = turn.map_err(|_| Unfilled::TooMuch)?;
             let state = self.client.state(self.server, room, event).await?;
             self.hold(state.auth_chain.into_iter().chain(state.pdus).collect()).await?;
         } else {
@@ -371,7 +400,7 @@ impl Source<'_> {
 
     /// Keeps events as outliers, each after those that allow it.
     async fn hold(&self, told: Vec<Json>) -> Result<(), Unfilled> {
-        let events = self.parts.believed(self.info, told).await?;
+        let events = self.parts.believed(self.info, self.server, told).await?;
         let events: Vec<&VerifiedPdu> =
             events.iter().filter(|event| event.pdu().room_id() == self.info.room_id).collect();
         for place in auth_first(&events) {
@@ -404,4 +433,38 @@ fn auth_first(events: &[&VerifiedPdu]) -> Vec<usize> {
         }
     }
     order
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::{room_id, user_id};
+
+    use super::*;
+
+    fn place(number: u64) -> Place {
+        let at = TimelineOrder { anchor: hearth_store::StreamPosition::new(number), sub: 0 };
+        (room_id!("!r:a.test").to_owned(), at)
+    }
+
+    #[test]
+    fn one_user_begins_so_many_fills_and_others_theirs() {
+        let histories = Arc::new(Histories::default());
+        let (alice, bob) = (user_id!("@alice:a.test"), user_id!("@bob:a.test"));
+        let mut begun: Vec<_> =
+            (0..FILLS_MAX as u64).filter_map(|number| histories.begin(&place(number), alice)).collect();
+        assert_eq!(begun.len(), FILLS_BEGUN_BY_A_USER);
+        assert!(histories.begin(&place(1_000), bob).is_some());
+        begun.pop();
+        assert!(histories.begin(&place(1_001), alice).is_some(), "one has ended");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_user_has_one_whole_state_at_a_time() {
+        let histories = Histories::default();
+        let (alice, bob) = (user_id!("@alice:a.test").to_owned(), user_id!("@bob:a.test").to_owned());
+        let _held = histories.whole_states.take(alice.clone()).await.unwrap();
+        let next = histories.whole_states.take(alice);
+        assert!(tokio::time::timeout(Duration::from_secs(1), next).await.is_err());
+        histories.whole_states.take(bob).await.unwrap();
+    }
 }

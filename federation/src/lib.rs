@@ -18,6 +18,7 @@ mod federation;
 mod history;
 mod https;
 pub mod inbound;
+mod joining;
 mod key_store;
 mod keys;
 mod lookups;
@@ -38,7 +39,8 @@ pub use client::{Client, Json, RemoteError, RequestError};
 pub use destinations::{Destinations, EARLY_EVERY, Patience};
 pub use federation::{Claim, Federation, FederationOptions, Refused, SIGNATURES_MAX};
 pub use history::{
-    FILL_TIME, FILLS_AT_ONCE, FILLS_MAX, FILLS_OF_A_USER, GAP_RESTS, HISTORY_TIME, STATES_MAX,
+    FILL_TIME, FILLS_AT_ONCE, FILLS_BEGUN_BY_A_USER, FILLS_MAX, FILLS_OF_A_USER, GAP_RESTS, HISTORY_TIME,
+    STATES_MAX,
 };
 pub use https::{Https, HttpsError, HttpsOptions, REDIRECTS_MAX, REQUESTS_AT_ONCE, WELL_KNOWN_LIMITS};
 pub use inbound::Inbound;
@@ -49,7 +51,7 @@ pub use key_store::{
     STRANGERS_AT_ONCE, VALID_AT_MOST_MS,
 };
 pub use keys::{KeyError, OldKeyError, OldVerifyKey, load_or_create_key, published_keys, server_keys};
-pub use lookups::{Asker, LOOKUPS_AT_ONCE, PROFILE_TIME, UNREACHABLE_TIME};
+pub use lookups::{Asker, LOOKUP_PATIENCE, LOOKUPS_AT_ONCE, LOOKUPS_WAITING, PROFILE_TIME, UNREACHABLE_TIME};
 pub use membership::{RemoteRoomError, RemoteRooms};
 pub use network::{Limits, Network, NetworkError};
 pub use policy::{ASKED_AT_ONCE, JUDGING_TIME, Policy};

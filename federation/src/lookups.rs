@@ -1,8 +1,10 @@
 //! What our users ask about things of other servers: who is behind an alias, a profile, a list of rooms.
 //! * So many questions are open at once and no more. Of the free places each asker has a share, and each server that is
-//!   asked ([`Shares`]): neither one client nor one slow server takes all of them. Who finds none comes again.
+//!   asked ([`Shares`]): neither one client nor one slow server takes all of them. Who finds none waits for a moment,
+//!   in a line of which each asker has a share too, and then comes again.
 //! * A server that could not be reached is not asked again for a moment, whoever wants to know.
-//! * Profiles are remembered for a moment, as clients ask for the same ones again and again.
+//! * Profiles are remembered for a moment, as clients ask for the same ones again and again. Who waited looks there again:
+//!   somebody else may have asked the same.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -20,6 +22,10 @@ use crate::{
 
 /// Questions to other servers that are open at once: each may hold an answer of some mebibytes.
 pub const LOOKUPS_AT_ONCE: usize = 64;
+/// Questions that wait for a place.
+pub const LOOKUPS_WAITING: usize = 256;
+/// How long they wait.
+pub const LOOKUP_PATIENCE: Duration = Duration::from_secs(5);
 /// A server that could not be reached is not asked again for so long: a client asks again and again.
 pub const UNREACHABLE_TIME: Duration = Duration::from_secs(20);
 /// Servers of which it is remembered that they could not be reached.
@@ -52,6 +58,7 @@ struct Place {
 pub(crate) struct Lookups {
     askers: Shares<Asker>,
     servers: Shares<OwnedServerName>,
+    waiting: Shares<Asker>,
     unreachable: Cache<OwnedServerName, (Instant, NetworkError)>,
     profiles: Cache<OwnedUserId, (Instant, Arc<Map<String, Value>>)>,
 }
@@ -61,6 +68,7 @@ impl Default for Lookups {
         Self {
             askers: Shares::new(LOOKUPS_AT_ONCE),
             servers: Shares::new(LOOKUPS_AT_ONCE),
+            waiting: Shares::new(LOOKUPS_WAITING),
             unreachable: Cache::new(UNREACHABLE_KEPT),
             profiles: Cache::new(PROFILES_KEPT),
         }
@@ -68,20 +76,39 @@ impl Default for Lookups {
 }
 
 impl Lookups {
-    /// A place for a question to a server.
-    fn enter(&self, asker: &Asker, server: &ServerName) -> Result<Place, RequestError> {
-        if let Some((since, error)) = self.unreachable.get(server)
-            && since.elapsed() < UNREACHABLE_TIME
-        {
-            return Err(error.into());
-        }
+    /// A place for a question to a server, at once or after a while.
+    async fn enter(&self, asker: &Asker, server: &ServerName) -> Result<Place, RequestError> {
+        self.check(server)?;
         let asker = match asker {
             Asker::Address(address) => Asker::Address(network_of(*address)),
             user @ Asker::User(_) => user.clone(),
         };
-        let of_asker = self.askers.take(asker, 1).ok_or(NetworkError::Busy)?;
-        let of_server = self.servers.take(server.to_owned(), 1).ok_or(NetworkError::Busy)?;
+        let server = server.to_owned();
+        let is_free = self.askers.has_left(&asker, 1) && self.servers.has_left(&server, 1);
+        let _line = match is_free {
+            true => None,
+            false => Some(self.waiting.take(asker.clone(), 1).ok_or(NetworkError::Busy)?),
+        };
+        let places = self.askers.wait_for_both(asker, &self.servers, server.clone());
+        let places = tokio::time::timeout(LOOKUP_PATIENCE, places).await;
+        let (of_asker, of_server) = places.map_err(|_| NetworkError::Busy)?;
+        // Whoever had the place before may have found out.
+        self.check(&server)?;
         Ok(Place { _of_asker: of_asker, _of_server: of_server })
+    }
+
+    /// Refuses questions to a server that could not be reached just now.
+    fn check(&self, server: &ServerName) -> Result<(), RequestError> {
+        match self.unreachable.get(server) {
+            Some((since, error)) if since.elapsed() < UNREACHABLE_TIME => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A profile that is remembered.
+    fn profile(&self, user: &UserId) -> Option<Arc<Map<String, Value>>> {
+        let (since, profile) = self.profiles.get(user)?;
+        (since.elapsed() < PROFILE_TIME).then_some(profile)
     }
 
     /// Remembers who cannot be reached.
@@ -106,7 +133,7 @@ impl RemoteRooms {
         alias: &RoomAliasId,
     ) -> Result<DirectoryAnswer, RequestError> {
         let server = alias.server_name();
-        let _place = self.lookups().enter(asker, server)?;
+        let _place = self.lookups().enter(asker, server).await?;
         let client = self.federation().client().even_if_failing();
         let answer = client.query_directory(server, alias).await;
         let mut answer = self.lookups().note(server, answer)?;
@@ -124,12 +151,14 @@ impl RemoteRooms {
         user: &UserId,
     ) -> Result<Arc<Map<String, Value>>, RequestError> {
         let lookups = self.lookups();
-        let held = |(since, profile): (Instant, Arc<_>)| (since.elapsed() < PROFILE_TIME).then_some(profile);
-        if let Some(profile) = lookups.profiles.get(user).and_then(held) {
+        if let Some(profile) = lookups.profile(user) {
             return Ok(profile);
         }
         let server = user.server_name();
-        let _place = lookups.enter(asker, server)?;
+        let _place = lookups.enter(asker, server).await?;
+        if let Some(profile) = lookups.profile(user) {
+            return Ok(profile);
+        }
         let answer = self.federation().client().query_profile(server, user, None).await;
         let answer = lookups.note(server, answer)?;
         let profile: Map<String, Value> =
@@ -153,7 +182,7 @@ impl RemoteRooms {
             #[serde(rename = "chunk")]
             _chunk: Vec<serde::de::IgnoredAny>,
         }
-        let _place = self.lookups().enter(asker, server)?;
+        let _place = self.lookups().enter(asker, server).await?;
         let client = self.federation().client().even_if_failing();
         let answer = client.public_rooms(server, filter).await;
         let answer = self.lookups().note(server, answer)?;

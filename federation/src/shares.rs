@@ -61,16 +61,68 @@ impl<K: Clone + Eq + Hash> Shares<K> {
 
     /// The same for somebody who can wait.
     pub async fn wait(&self, who: K, amount: usize) -> Share<K> {
+        self.wait_until(|| self.take(who.clone(), amount)).await
+    }
+
+    /// One of several askers who want the same: so much for the first of them for whom there is as much.
+    pub async fn wait_for_any(&self, who: &[K], amount: usize) -> Share<K> {
+        self.wait_until(|| who.iter().find_map(|who| self.take(who.clone(), amount))).await
+    }
+
+    /// Tries now, and again whenever something is given back.
+    async fn wait_until<T>(&self, mut attempt: impl FnMut() -> Option<T>) -> T {
         loop {
             let freed = self.0.freed.notified();
             tokio::pin!(freed);
             // From here on nothing that is given back goes unnoticed.
             freed.as_mut().enable();
-            if let Some(share) = self.take(who.clone(), amount) {
-                return share;
+            if let Some(got) = attempt() {
+                return got;
             }
             freed.await;
         }
+    }
+
+    /// Whether there is as much for an asker now.
+    pub fn has_left(&self, who: &K, amount: usize) -> bool {
+        let taken = self.0.taken.lock();
+        taken.leaves(self.0.most, who, amount)
+    }
+
+    /// A place of an asker in this and one of another in those, when both are there: nobody holds one of them while
+    /// waiting for the other.
+    pub async fn wait_for_both<L: Clone + Eq + Hash>(
+        &self,
+        who: K,
+        others: &Shares<L>,
+        other: L,
+    ) -> (Share<K>, Share<L>) {
+        loop {
+            let (freed, other_freed) = (self.0.freed.notified(), others.0.freed.notified());
+            tokio::pin!(freed, other_freed);
+            freed.as_mut().enable();
+            other_freed.as_mut().enable();
+            // What is taken and given back at once would wake all who wait, and they one another: it is looked first.
+            if self.has_left(&who, 1)
+                && others.has_left(&other, 1)
+                && let Some(share) = self.take(who.clone(), 1)
+                && let Some(of_other) = others.take(other.clone(), 1)
+            {
+                return (share, of_other);
+            }
+            tokio::select! {
+                () = freed => {}
+                () = other_freed => {}
+            }
+        }
+    }
+}
+
+impl<K: Eq + Hash> Taken<K> {
+    fn leaves(&self, most: usize, who: &K, amount: usize) -> bool {
+        let Some(left) = most.checked_sub(self.all.saturating_add(amount)) else { return false };
+        let held = self.by.get(who).copied().unwrap_or(0);
+        held.saturating_add(amount) <= left.saturating_add(1)
     }
 }
 
@@ -78,13 +130,11 @@ impl<K: Clone + Eq + Hash> Share<K> {
     /// Takes more. Says whether there was as much.
     pub fn grow(&mut self, by: usize) -> bool {
         let mut taken = self.of.taken.lock();
-        let Some(left) = self.of.most.checked_sub(taken.all.saturating_add(by)) else { return false };
-        let held = taken.by.get(&self.who).copied().unwrap_or(0);
-        if held.saturating_add(by) > left.saturating_add(1) {
+        if !taken.leaves(self.of.most, &self.who, by) {
             return false;
         }
         taken.all += by;
-        taken.by.insert(self.who.clone(), held + by);
+        *taken.by.entry(self.who.clone()).or_default() += by;
         self.held += by;
         true
     }
@@ -150,5 +200,33 @@ mod tests {
         let got = waiting.await.unwrap();
         assert!(shares.take("c", 1).is_none());
         drop((got, other));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_of_several_who_want_the_same_is_enough() {
+        let shares = Shares::new(4);
+        let _held = [shares.take("a", 1).unwrap(), shares.take("a", 1).unwrap()];
+        assert!(!shares.has_left(&"a", 1) && shares.has_left(&"b", 1));
+        let got = shares.wait_for_any(&["a", "b"], 1).await;
+        assert_eq!(got.who, "b");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_two_things_holds_none_of_them() {
+        let (askers, servers) = (Shares::new(4), Shares::new(2));
+        let held = servers.take("slow", 1).unwrap();
+        let waiting: Vec<_> = (0..2)
+            .map(|number| {
+                let (askers, servers) = (askers.clone(), servers.clone());
+                tokio::spawn(async move { drop(askers.wait_for_both(number, &servers, "slow").await) })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert_eq!(askers.0.taken.lock().all, 0);
+        drop(held);
+        for waiting in waiting {
+            waiting.await.unwrap();
+        }
+        assert!(askers.0.taken.lock().by.is_empty() && servers.0.taken.lock().by.is_empty());
     }
 }

@@ -105,10 +105,21 @@ impl Federation {
         self.verify_each(raw.into_iter().map(|pdu| (rules, pdu.into())).collect()).await
     }
 
+    /// The same for the answer of a server that we asked.
+    pub async fn verify_answer(
+        &self,
+        server: &ServerName,
+        rules: &'static RoomRules,
+        raw: Vec<Json>,
+    ) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
+        let read = self.checkers().map(raw, move |pdu| read(rules, &pdu)).await?;
+        self.verify_read(read, KeyNeeds::new().asked_of(server)).await
+    }
+
     /// Events of several rooms: reads them, looks up all keys that they need at once, checks signatures and hashes.
     pub async fn verify_each(&self, raw: Vec<Raw>) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
         let read = self.checkers().map(raw, |(rules, pdu)| read(rules, &pdu)).await?;
-        self.verify_read(read, None).await
+        self.verify_read(read, KeyNeeds::new()).await
     }
 
     /// The same for events that a server gave us: it is because of that one that their keys are looked up.
@@ -118,15 +129,17 @@ impl Federation {
         raw: Vec<Raw>,
     ) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
         let read = self.checkers().map(raw, |(rules, pdu)| read(rules, &pdu)).await?;
-        self.verify_read(read, Some(server)).await
+        self.verify_read(read, KeyNeeds::new().because_of(server)).await
     }
 
-    /// The same for events that were read already.
+    /// The same for the answer of a server that we asked, where it was read already.
     pub async fn verify_received(
         &self,
+        server: &ServerName,
         events: Vec<(&'static RoomRules, ReceivedPdu)>,
     ) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
-        self.verify_read(events.into_iter().map(Ok).collect(), None).await
+        let needs = KeyNeeds::new().asked_of(server);
+        self.verify_read(events.into_iter().map(Ok).collect(), needs).await
     }
 
     /// What is known of the keys that the signatures of these events need, after asking for what is missing.
@@ -144,14 +157,10 @@ impl Federation {
     async fn verify_read(
         &self,
         read: Vec<Read>,
-        server: Option<&ServerName>,
+        mut needs: KeyNeeds,
     ) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
-        let mut needs = KeyNeeds::new();
         for (rules, pdu) in read.iter().flatten() {
             needs.add_pdu(rules, pdu);
-        }
-        if let Some(server) = server {
-            needs = needs.because_of(server);
         }
         let since_ms = self.keys().now_ms();
         let keys = self.keys().keys_for(&needs).await?;

@@ -331,3 +331,80 @@ async fn servers_that_never_answer_hold_up_only_those_who_name_them() {
     let busy = refused.iter().filter(|answer| matches!(answer, Err(KeyLookupError::Busy))).count();
     assert_eq!(busy, tarpits.len() - STRANGERS_AT_ONCE / 2);
 }
+
+/// Checks that use up the share of whoever makes us do them: what they need are keys of servers that never answer.
+async fn uses_up_a_share(
+    federation: &Federation,
+    whose: impl Fn(KeyNeeds) -> KeyNeeds,
+) -> tokio::task::JoinSet<()> {
+    let mut busy = tokio::task::JoinSet::new();
+    for number in 0..4 {
+        let mut needs = KeyNeeds::new();
+        for tarpit in 0..25 {
+            let server = name(&format!("n{number}-{tarpit}.tarpit.test"));
+            needs.add(&server, vec!["ed25519:1".to_owned()], NOW);
+        }
+        check(&mut busy, federation, whose(needs)).await;
+    }
+    busy
+}
+
+async fn check(busy: &mut tokio::task::JoinSet<()>, federation: &Federation, needs: KeyNeeds) {
+    let keys = federation.keys().clone();
+    busy.spawn(async move { keys.keys_for(&needs).await.map(drop).unwrap() });
+    tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+}
+
+fn of_good() -> KeyNeeds {
+    let mut needs = KeyNeeds::new();
+    needs.add(&name("good.test"), vec!["ed25519:1".to_owned()], NOW);
+    needs
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_fetch_of_somebody_else_does_not_wait_for_their_turn() {
+    let world = World::new();
+    world.publishes("good.test", "1", &[]);
+    let federation = world.federation("here.test", &Store::memory().await, |_| ());
+    let bad = |needs: KeyNeeds| needs.because_of(&name("bad.test"));
+    let mut busy = uses_up_a_share(&federation, bad).await;
+    check(&mut busy, &federation, bad(of_good())).await;
+    assert_eq!(world.times_asked("good.test"), 0, "it waits for its turn");
+    let began = tokio::time::Instant::now();
+    federation.keys().keys_for(&of_good().because_of(&name("other.test"))).await.unwrap();
+    assert_eq!(world.times_asked("good.test"), 1);
+    assert!(began.elapsed() < std::time::Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_of_a_server_does_not_wait_because_somebody_else_named_it() {
+    let world = World::new();
+    world.publishes("good.test", "1", &[]);
+    let federation = world.federation("here.test", &Store::memory().await, |_| ());
+    let bad = |needs: KeyNeeds| needs.because_of(&name("bad.test"));
+    let mut busy = uses_up_a_share(&federation, bad).await;
+    check(&mut busy, &federation, bad(of_good())).await;
+    let began = tokio::time::Instant::now();
+    assert!(has_key(&federation, "good.test", "1").await);
+    assert!(began.elapsed() < std::time::Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_server_sends_does_not_wait_for_what_it_answered_us() {
+    let world = World::new();
+    for good in ["good.test", "better.test"] {
+        world.publishes(good, "1", &[]);
+    }
+    let federation = world.federation("here.test", &Store::memory().await, |_| ());
+    let peer = name("peer.test");
+    let _busy = uses_up_a_share(&federation, |needs| needs.asked_of(&peer)).await;
+    let mut of_better = KeyNeeds::new();
+    of_better.add(&name("better.test"), vec!["ed25519:1".to_owned()], NOW);
+    // Nor does what we asked of another.
+    for needs in [of_good().because_of(&peer), of_better.asked_of(&name("other.test"))] {
+        let began = tokio::time::Instant::now();
+        federation.keys().keys_for(&needs).await.unwrap();
+        assert!(began.elapsed() < std::time::Duration::from_secs(1), "{:?}", began.elapsed());
+    }
+    assert_eq!(world.times_asked("good.test") + world.times_asked("better.test"), 2);
+}

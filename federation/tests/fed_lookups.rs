@@ -5,7 +5,9 @@ mod world;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use hearth_dag::{LocalServers, Signer};
-use hearth_federation::{Asker, LOOKUPS_AT_ONCE, NetworkError, RemoteRooms, RequestError, UNREACHABLE_TIME};
+use hearth_federation::{
+    Asker, LOOKUP_PATIENCE, LOOKUPS_AT_ONCE, NetworkError, RemoteRooms, RequestError, UNREACHABLE_TIME,
+};
 use hearth_rooms::{Rooms, RoomsOptions, SystemClock};
 use hearth_store::Store;
 use ruma::{OwnedUserId, UserId};
@@ -63,7 +65,7 @@ async fn a_slow_server_and_who_asks_for_it_hold_up_nobody_else() {
     let profile = remote.profile(&address(9), &user("bob", "good.test")).await.unwrap();
     assert_eq!(profile["displayname"], "Good");
     assert!(started.elapsed() < Duration::from_secs(1));
-    // Whoever was refused was refused at once; the others get their answers.
+    // Whoever found no place in time was refused; the others get their answers.
     let mut busy = 0;
     for mut open in open {
         while let Some(was_busy) = open.join_next().await {
@@ -88,4 +90,38 @@ async fn a_server_that_cannot_be_reached_is_left_alone_for_a_moment() {
     world.answers("gone.test", |_| ok(r##"{"room_id":"!r:gone.test","servers":["gone.test"]}"##));
     tokio::time::sleep(UNREACHABLE_TIME).await;
     remote.resolve_alias(&address(1), alias).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_finds_no_place_waits_for_a_moment_and_looks_again() {
+    let world = World::new();
+    world.answers("busy.test", |_| ok(r#"{"displayname":"Busy"}"#));
+    world.delays.lock().insert("busy.test".to_owned(), LOOKUP_PATIENCE / 2);
+    let remote = here(&world).await;
+    let mut open = asks(&remote, &address(1), "busy.test", LOOKUPS_AT_ONCE / 2).await;
+    let before = world.times_asked("busy.test");
+    assert_eq!(before, LOOKUPS_AT_ONCE / 2);
+    // What others find out meanwhile is not asked for again; anything else is.
+    let (who, held, new) = (address(1), user("u0", "busy.test"), user("new", "busy.test"));
+    let (held, new) = tokio::join!(remote.profile(&who, &held), remote.profile(&who, &new));
+    assert_eq!(held.unwrap()["displayname"], "Busy");
+    assert_eq!(new.unwrap()["displayname"], "Busy");
+    assert_eq!(world.times_asked("busy.test"), before + 1);
+    while let Some(was_busy) = open.join_next().await {
+        assert!(!was_busy.unwrap());
+    }
+    // Nor is a server asked that could not be reached meanwhile.
+    let mut open = asks(&remote, &address(2), "busy.test", LOOKUPS_AT_ONCE).await;
+    let before = world.times_asked("busy.test");
+    world.gone("busy.test");
+    while open.join_next().await.is_some() {}
+    assert_eq!(world.times_asked("busy.test"), before);
+    // Where no place is free in time, one is told to come again.
+    world.answers("slow.test", |_| ok("{}"));
+    world.delays.lock().insert("slow.test".to_owned(), LOOKUP_PATIENCE * 3);
+    let _open = asks(&remote, &address(3), "slow.test", LOOKUPS_AT_ONCE / 2).await;
+    let began = Instant::now();
+    let refused = remote.profile(&address(3), &user("late", "slow.test")).await;
+    assert!(matches!(refused, Err(RequestError::Network(NetworkError::Busy))), "{refused:?}");
+    assert_eq!(began.elapsed(), LOOKUP_PATIENCE);
 }

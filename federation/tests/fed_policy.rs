@@ -6,19 +6,21 @@ mod world;
 
 use std::{sync::Arc, time::Duration};
 
-use hearth_dag::{
-    Draft, Keypair, Place, ReceivedPdu, RoomRules, Signer, auth_keys, countersign, is_policy_event,
+use hearth_dag::{Keypair, ReceivedPdu, RoomRules, Signer, countersign, is_policy_event};
+use hearth_federation::{
+    Inbound, Policy,
+    client::POLICY,
+    inbound::{ANSWERS_OF_A_SERVER, FETCHING_AT_ONCE, POLICY_PATIENCE, ROUNDS_MAX},
 };
-use hearth_federation::{Inbound, JUDGING_TIME, Policy, client::POLICY};
-use hearth_rooms::{Kind, PolicyRefusal, Rooms, Send, SendError, Status, WriteError};
+use hearth_rooms::{PolicyRefusal, QUEUED_EVENTS_MAX, Rooms, Send, SendError, Status, WriteError};
 use hearth_store::Commit;
 use http::Request;
-use ruma::{MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, UInt, events::TimelineEventType};
+use ruma::{OwnedEventId, OwnedRoomId, events::TimelineEventType};
 use serde_json::{Value, json, value::to_raw_value};
 use tokio::time::Instant;
 use world::{
-    NOW, World,
-    home::{Home, user},
+    World,
+    home::{Home, transaction, user},
     key, name, ok, status,
 };
 
@@ -26,7 +28,7 @@ const SIGN: &str = "POST /_matrix/policy/v1/sign";
 
 struct Guarded {
     world: Arc<World>,
-    home: Home,
+    home: Arc<Home>,
     room: OwnedRoomId,
     inbound: Inbound,
     policy: Policy,
@@ -58,13 +60,18 @@ impl Guarded {
     async fn new() -> Self {
         let world = World::new();
         let home = Home::new(&world).await;
+        let inbound = Inbound::new(home.federation.clone(), home.rooms.clone(), home.users.clone());
+        Self::on(world, Arc::new(home), inbound).await
+    }
+
+    /// The same on a server that is there already.
+    async fn on(world: Arc<World>, home: Arc<Home>, inbound: Inbound) -> Self {
         let room = home.room().await;
         let guard = world::home::Fake::new(&world, "guard.test");
         guard.join(&home, "guard", &room).await;
         let peer = world::home::Fake::new(&world, "peer.test");
         peer.join(&home, "bob", &room).await;
         world.publishes("peer.test", "1", &[]);
-        let inbound = Inbound::new(home.federation.clone(), home.rooms.clone(), home.users.clone());
         let policy = Policy::new(home.federation.clone(), home.rooms.clone());
         let guarded = Self { world, home, room, inbound, policy };
         let key = policy_key().public_key_base64();
@@ -124,62 +131,43 @@ impl Guarded {
         self.world.asked.lock().iter().filter(|line| line.contains(SIGN)).count()
     }
 
-    async fn event(&self, kind: &str, state_key: &str) -> Option<hearth_dag::Pdu> {
-        let info = self.home.rooms.room(&self.room).await.unwrap().unwrap();
-        let head = self.home.rooms.head(info.sn).await.unwrap().unwrap().value;
-        let key = self.home.rooms.state_key(info.sn, &Kind::new(kind), state_key).await.unwrap()?;
-        let event = self.home.rooms.snapshots().lookup(info.sn, head.snapshot, key).await.unwrap()?;
-        Some(self.home.rooms.events().load(&info, event).await.unwrap().pdu.clone())
-    }
-
     /// Messages of Bob's, each after the one before.
     async fn messages(&self, texts: &[&str]) -> Vec<hearth_dag::Pdu> {
-        let info = self.home.rooms.room(&self.room).await.unwrap().unwrap();
-        let head = self.home.rooms.head(info.sn).await.unwrap().unwrap().value;
-        let after = self.home.rooms.events().load(&info, head.extremities[0]).await.unwrap().pdu.clone();
-        let (mut after, mut all) = (after, Vec::new());
-        let sender = ruma::UserId::parse("@bob:peer.test").unwrap();
-        for (n, text) in texts.iter().enumerate() {
-            let content = to_raw_value(&json!({ "msgtype": "m.text", "body": text })).unwrap();
-            let kind = TimelineEventType::RoomMessage;
-            let mut auth_events = Vec::new();
-            for (kind, state_key) in auth_keys(info.rules, &kind, &sender, None, content.get()).unwrap() {
-                let event = self.event(&kind.to_string(), &state_key).await;
-                auth_events.extend(event.map(|event| event.event_id().to_owned()));
-            }
-            let draft = Draft { sender: sender.clone(), kind, state_key: None, content, redacts: None };
-            let ts = NOW + 1_000 + n as u64;
-            let place = Place {
-                room_id: Some(&self.room),
-                prev_events: &[after.event_id().to_owned()],
-                auth_events: &auth_events,
-                depth: after.depth() + 1,
-                origin_server_ts: MilliSecondsSinceUnixEpoch(UInt::new_saturating(ts)),
-                hashes: None,
-            };
-            after = draft.build(info.rules, &place, &*key("peer.test", "1")).unwrap();
-            all.push(after.clone());
-        }
-        all
+        self.home.messages(&self.room, ruma::user_id!("@bob:peer.test"), texts).await
     }
 
-    /// Bob's server sends events, and they are decided. Says what it is answered.
-    async fn receives(&self, txn: &str, events: &[hearth_dag::Pdu]) -> Value {
-        let pdus: Vec<&str> = events.iter().map(hearth_dag::Pdu::json).collect();
-        let body = format!(r#"{{"origin":"peer.test","pdus":[{}]}}"#, pdus.join(","));
+    /// Bob's server sends events. Says what it is answered.
+    async fn hands_over(&self, txn: &str, events: &[hearth_dag::Pdu]) -> Value {
         let began = Instant::now();
-        let answer = self.inbound.transaction(&name("peer.test"), txn, body.into()).await.unwrap();
+        let body = transaction("peer.test", events);
+        let answer = self.inbound.transaction(&name("peer.test"), txn, body).await.unwrap();
         assert!(began.elapsed() < Duration::from_secs(1), "no transaction waits for a policy server");
-        while !self.home.rooms.queued_events(&self.room).await.unwrap().is_empty() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
         serde_json::from_slice(&answer).unwrap()
     }
 
+    /// The same, and they are decided.
+    async fn receives(&self, txn: &str, events: &[hearth_dag::Pdu]) -> Value {
+        let answer = self.hands_over(txn, events).await;
+        self.are_decided().await;
+        answer
+    }
+
+    async fn are_decided(&self) {
+        while !self.home.rooms.queued_events(&self.room).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
     async fn status(&self, event: &hearth_dag::Pdu) -> Option<Status> {
-        let info = self.home.rooms.room(&self.room).await.unwrap().unwrap();
-        let held = self.home.rooms.events().by_id(&info, event.event_id()).await.unwrap();
-        held.map(|held| held.status())
+        self.home.status(event).await
+    }
+
+    async fn statuses(&self, events: &[hearth_dag::Pdu]) -> Vec<Option<Status>> {
+        let mut all = Vec::new();
+        for event in events {
+            all.push(self.status(event).await);
+        }
+        all
     }
 }
 
@@ -303,32 +291,170 @@ async fn what_others_send_is_asked_about_in_its_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_others_send_is_soft_failed_when_the_policy_server_is_gone() {
+async fn what_others_send_waits_for_a_policy_server_that_is_gone_but_not_for_ever() {
     let guarded = Guarded::new().await;
     guarded.world.gone("guard.test");
     let events = guarded.messages(&["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12"]).await;
     let began = Instant::now();
     guarded.receives("1", &events).await;
-    assert!(began.elapsed() < POLICY.timeout + Duration::from_secs(1));
-    for event in &events {
-        assert_eq!(guarded.status(event).await, Some(Status::SoftFailed));
+    let passed = began.elapsed();
+    assert!(passed >= POLICY_PATIENCE && passed < POLICY_PATIENCE * 3 / 2, "{passed:?}");
+    assert_eq!(guarded.statuses(&events).await, vec![Some(Status::SoftFailed); 12]);
+    let asked = guarded.asked();
+    assert!((5..30).contains(&asked), "it is asked now and then, and once for all of a batch: {asked}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_send_comes_in_when_the_policy_server_is_back() {
+    let guarded = Guarded::new().await;
+    type Answer = (u16, &'static str);
+    let answers: [Option<Answer>; 5] = [
+        None,
+        Some((502, "<html>")),
+        Some((500, r#"{"errcode":"M_UNKNOWN","error":"oh"}"#)),
+        Some((429, r#"{"errcode":"M_LIMIT_EXCEEDED","error":"slow","retry_after_ms":30000}"#)),
+        Some((429, "slow")),
+    ];
+    for (number, answer) in answers.into_iter().enumerate() {
+        match answer {
+            None => guarded.world.gone("guard.test"),
+            Some((code, body)) => guarded.answers(move |_| status(code, body)),
+        }
+        let events = guarded.messages(&["one", "two", "three"]).await;
+        guarded.hands_over(&number.to_string(), &events).await;
+        let before = guarded.asked();
+        tokio::time::sleep(Duration::from_secs(25)).await;
+        if number == 3 {
+            assert!(guarded.asked() <= before + 1, "it said when to come again");
+        }
+        tokio::time::sleep(Duration::from_secs(275)).await;
+        assert_eq!(guarded.statuses(&events).await, [None, None, None], "{answer:?}");
+        guarded.signs();
+        let back = Instant::now();
+        guarded.are_decided().await;
+        assert!(back.elapsed() < Duration::from_secs(180), "{:?}", back.elapsed());
+        assert_eq!(guarded.statuses(&events).await, vec![Some(Status::Accepted); 3], "{answer:?}");
     }
-    assert_eq!(guarded.asked(), 1, "it is asked once for all of a batch");
-    // One that wants to be asked more slowly is, and one that always does is given up.
-    let times = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let counted = times.clone();
-    guarded.answers(move |request| match counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
-        0 => status(429, r#"{"errcode":"M_LIMIT_EXCEEDED","error":"slow","retry_after_ms":3000}"#),
-        _ => signs(&policy_key(), request),
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_over_which_a_policy_server_fails_holds_up_no_other() {
+    let guarded = Guarded::new().await;
+    guarded.answers(|request| {
+        let event: Value = serde_json::from_slice(request.body()).unwrap();
+        match event["content"]["body"].as_str() {
+            Some("poison") => status(500, r#"{"errcode":"M_UNKNOWN","error":"oh"}"#),
+            Some("hemlock") => Err(hearth_federation::NetworkError::Timeout),
+            _ => signs(&policy_key(), request),
+        }
     });
-    let events = guarded.messages(&["patience"]).await;
-    guarded.receives("2", &events).await;
-    assert_eq!(guarded.status(&events[0]).await, Some(Status::Accepted));
-    guarded.answers(|_| status(429, r#"{"errcode":"M_LIMIT_EXCEEDED","error":"slow"}"#));
-    let (events, began) = (guarded.messages(&["never"]).await, Instant::now());
-    guarded.receives("3", &events).await;
-    assert_eq!(guarded.status(&events[0]).await, Some(Status::SoftFailed));
-    assert!(began.elapsed() <= JUDGING_TIME + Duration::from_secs(1), "{:?}", began.elapsed());
+    // Beside one another.
+    let mut events = Vec::new();
+    for text in ["poison", "hemlock", "fine", "good"] {
+        events.extend(guarded.messages(&[text]).await);
+    }
+    guarded.hands_over("1", &events).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    use Status::{Accepted, SoftFailed};
+    assert_eq!(guarded.statuses(&events).await, [None, None, Some(Accepted), Some(Accepted)]);
+    guarded.are_decided().await;
+    assert_eq!(guarded.statuses(&events[..2]).await, [Some(SoftFailed), Some(SoftFailed)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_policy_server_crowds_nothing_out_of_the_queue() {
+    let guarded = Guarded::new().await;
+    guarded.world.gone("guard.test");
+    let texts: Vec<_> = (0..QUEUED_EVENTS_MAX + 50).map(|number| number.to_string()).collect();
+    let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+    let events = guarded.messages(&texts).await;
+    for (number, some) in events.chunks(40).enumerate() {
+        guarded.hands_over(&number.to_string(), some).await;
+        tokio::time::sleep(POLICY.timeout * 5).await;
+    }
+    guarded.are_decided().await;
+    assert_eq!(guarded.statuses(&events).await, vec![Some(Status::SoftFailed); events.len()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_of_a_busy_room_is_lost_while_its_policy_server_is_asked() {
+    let guarded = Guarded::new().await;
+    guarded.signs();
+    guarded.world.delays.lock().insert("guard.test".into(), Duration::from_secs(2));
+    let texts: Vec<_> = (0..ROUNDS_MAX * 6).map(|number| number.to_string()).collect();
+    let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+    let events = guarded.messages(&texts).await;
+    // The queue is never empty, for more rounds than are made at a stretch.
+    for (number, event) in events.iter().enumerate() {
+        guarded.hands_over(&number.to_string(), std::slice::from_ref(event)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    guarded.are_decided().await;
+    assert_eq!(guarded.statuses(&events).await, vec![Some(Status::Accepted); events.len()]);
+    assert_eq!(guarded.asked(), events.len());
+    let lacking = guarded.world.asked.lock().iter().filter(|line| line.contains("missing_events")).count();
+    assert_eq!(lacking, 0, "nothing was asked for again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_server_that_is_silent_holds_up_no_other_room() {
+    let guarded = Guarded::new().await;
+    for number in 0..FETCHING_AT_ONCE + 4 {
+        // Rooms of the same moment are the same room.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let (world, home) = (guarded.world.clone(), guarded.home.clone());
+        let other = Guarded::on(world, home, guarded.inbound.clone()).await;
+        let events = other.messages(&["in vain"]).await;
+        guarded.world.delays.lock().insert("guard.test".into(), POLICY.timeout);
+        other.hands_over(&format!("silent {number}"), &events).await;
+    }
+    // In a room without one, an event lacks another.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let room = guarded.home.room().await;
+    world::home::Fake::new(&guarded.world, "quick.test").join(&guarded.home, "carol", &room).await;
+    let events = guarded.home.messages(&room, ruma::user_id!("@carol:quick.test"), &["1", "2"]).await;
+    let (first, quick, world) = (events[0].json().to_owned(), key("quick.test", "1"), guarded.world.clone());
+    guarded.world.answers("quick.test", move |request| match request.uri().path() {
+        path if path.contains("get_missing_events") => ok(format!(r#"{{"events":[{first}]}}"#)),
+        _ => ok(hearth_federation::server_keys(&quick, &[], world.now_ms())),
+    });
+    let body = transaction("quick.test", &events[1..]);
+    guarded.inbound.transaction(&name("quick.test"), "1", body).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(guarded.statuses(&events).await, vec![Some(Status::Accepted); 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_answers_are_made_while_a_policy_server_is_asked() {
+    let guarded = Guarded::new().await;
+    guarded.signs();
+    guarded.world.delays.lock().insert("guard.test".into(), Duration::from_secs(20));
+    let (peer, inbound) = (name("peer.test"), &guarded.inbound);
+    let message = |number: usize| Send {
+        room: guarded.room.clone(),
+        sender: user("alice"),
+        kind: TimelineEventType::RoomMessage,
+        state_key: None,
+        content: to_raw_value(&json!({ "body": number.to_string() })).unwrap(),
+        redacts: None,
+        txn: None,
+        timestamp_ms: None,
+    };
+    let messages: Vec<_> = (0..ANSWERS_OF_A_SERVER).map(message).collect();
+    let peer = &peer;
+    let asking = messages.iter().map(|message| async move {
+        let act = |rooms: Rooms| async move { rooms.send(message, Commit::new()).await };
+        inbound.answering_signed(peer, act).await.map(drop)
+    });
+    let other = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let began = Instant::now();
+        drop(inbound.answering(peer).await.unwrap());
+        began.elapsed()
+    };
+    let (done, waited) = tokio::join!(futures_util::future::join_all(asking), other);
+    assert!(done.iter().all(Result::is_ok), "{done:?}");
+    assert!(waited < Duration::from_secs(1), "{waited:?}");
 }
 
 #[tokio::test(start_paused = true)]

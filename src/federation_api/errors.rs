@@ -1,6 +1,9 @@
 //! What other servers are refused, in the specification's words.
 
-use hearth_federation::{inbound::InviteLimit, turns::Crowded};
+use hearth_federation::{
+    inbound::{AnswerError, InviteLimit},
+    turns::Crowded,
+};
 use hearth_rooms::{
     OutOfBandError,
     serve::{HandshakeError, InviteRefusal, QueryError},
@@ -38,6 +41,15 @@ impl From<HandshakeError> for MatrixError {
 impl From<Crowded> for MatrixError {
     fn from(crowded: Crowded) -> Self {
         Self::limit_exceeded(crowded.retry_after)
+    }
+}
+
+impl<E: Into<MatrixError>> From<AnswerError<E>> for MatrixError {
+    fn from(error: AnswerError<E>) -> Self {
+        match error {
+            AnswerError::Crowded(crowded) => crowded.into(),
+            AnswerError::Work(error) => error.into(),
+        }
     }
 }
 

@@ -140,7 +140,7 @@ struct Omit {
 /// `PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}`
 async fn send_join(
     State(rooms): State<Rooms>,
-    (State(federation), State(inbound), State(policy)): (State<Federation>, State<Inbound>, State<Policy>),
+    (State(federation), State(inbound)): (State<Federation>, State<Inbound>),
     State(config): State<Arc<Config>>,
     server: RemoteServer,
     PathArgs(args): PathArgs<(OwnedRoomId, OwnedEventId)>,
@@ -148,9 +148,8 @@ async fn send_join(
     RawBody(body): RawBody,
 ) -> JsonResult {
     let handed = &Handed::read(&rooms, &federation, server, args, &body).await?;
-    let answering = inbound.answering(&handed.server.origin).await?;
     let accept = |rooms: Rooms| async move { rooms.accept_join(handed.submitted(), omit.omit_members).await };
-    let joined = policy.signing(accept).await?;
+    let (joined, answering) = inbound.answering_signed(&handed.server.origin, accept).await?;
     let parts = parts(&config, &joined);
     answering.weighs(parts.len());
     let (event, omitted) = (joined.event.json(), joined.members_omitted);
@@ -163,16 +162,15 @@ async fn send_join(
 /// `PUT /_matrix/federation/v1/send_join/{roomId}/{eventId}`
 async fn send_join_v1(
     State(rooms): State<Rooms>,
-    (State(federation), State(inbound), State(policy)): (State<Federation>, State<Inbound>, State<Policy>),
+    (State(federation), State(inbound)): (State<Federation>, State<Inbound>),
     State(config): State<Arc<Config>>,
     server: RemoteServer,
     PathArgs(args): PathArgs<(OwnedRoomId, OwnedEventId)>,
     RawBody(body): RawBody,
 ) -> JsonResult {
     let handed = &Handed::read(&rooms, &federation, server, args, &body).await?;
-    let answering = inbound.answering(&handed.server.origin).await?;
     let accept = |rooms: Rooms| async move { rooms.accept_join(handed.submitted(), false).await };
-    let joined = policy.signing(accept).await?;
+    let (joined, answering) = inbound.answering_signed(&handed.server.origin, accept).await?;
     let parts = parts(&config, &joined);
     answering.weighs(parts.len());
     Ok(format!("[200,{{{parts}}}]").into())

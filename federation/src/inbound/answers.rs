@@ -1,10 +1,12 @@
 //! What other servers are told at length: state, auth chains, history, joins.
 //! * So many such answers are made at once, few of them for one server; others wait in a short line, and who finds no
 //!   place in it comes again later.
+//! * A place is held for the work itself, and by nobody who waits for a policy server.
 //! * What a server is told is counted, so that nobody has the same large room read out to them all day long.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
+use hearth_rooms::{MayLackSignature, Rooms, Unsigned, WriteError};
 use ruma::{OwnedServerName, ServerName};
 
 use super::Inbound;
@@ -45,6 +47,32 @@ pub struct Answering {
     origin: OwnedServerName,
 }
 
+/// Why a long answer is not made.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError<E> {
+    /// Too many are.
+    #[error(transparent)]
+    Crowded(#[from] Crowded),
+    /// The work itself failed.
+    #[error("{0}")]
+    Work(E),
+}
+
+impl<E: From<WriteError>> From<WriteError> for AnswerError<E> {
+    fn from(error: WriteError) -> Self {
+        Self::Work(error.into())
+    }
+}
+
+impl<E: MayLackSignature> MayLackSignature for AnswerError<E> {
+    fn unsigned(&self) -> Option<&Unsigned> {
+        match self {
+            Self::Crowded(_) => None,
+            Self::Work(error) => error.unsigned(),
+        }
+    }
+}
+
 impl Answers {
     pub(super) fn new() -> Self {
         let turns = Turns::new(TurnLimits {
@@ -67,6 +95,26 @@ impl Inbound {
         let turn = answers.turns.take(origin.to_owned()).await?;
         told.charge(origin.to_owned(), ANSWER_BYTES_LEAST as f64);
         Ok(Answering { _turn: turn, told, origin: origin.to_owned() })
+    }
+
+    /// Does something that has a long answer and takes an event in that is ours to send. If a policy server has to sign
+    /// that first, the place is free for others meanwhile.
+    pub async fn answering_signed<T, E, F>(
+        &self,
+        origin: &ServerName,
+        act: impl Fn(Rooms) -> F,
+    ) -> Result<(T, Answering), AnswerError<E>>
+    where
+        E: MayLackSignature,
+        F: Future<Output = Result<T, E>>,
+    {
+        let act = &act;
+        let in_turn = |rooms| async move {
+            let answering = self.answering(origin).await?;
+            let done = act(rooms).await.map_err(AnswerError::Work)?;
+            Ok((done, answering))
+        };
+        self.0.policy.signing(in_turn).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! The events of a transaction: sorted by room, checked, and each decided or left to wait.
 //! * The room's ACL is asked for each event; an event of a room in which we are not is refused, but for the end of an
-//!   invite or a knock of a user of ours.
+//!   invite or a knock of a user of ours. Where we are being let in just now, it waits for that.
 //! * First all events of a room are handed to it at once, in their order. What then lacks something is tried again, as
 //!   it may have come with the others; what still does waits in the room's queue.
 
@@ -16,7 +16,7 @@ use hearth_rooms::{
     EXTREMITIES_LEFT_ALONE, OutOfBand, OutOfBandError, Received, RoomInfo, RoomSn, Rooms, WriteError,
 };
 use hearth_store::StoreError;
-use ruma::{EventId, OwnedEventId, RoomId, ServerName, UserId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, ServerName, UserId};
 use serde::Deserialize;
 
 use super::{Inbound, TransactionError, transactions::Results};
@@ -64,8 +64,18 @@ impl Inbound {
         let mut places = Vec::with_capacity(pdus.len());
         let mut raw = Vec::with_capacity(pdus.len());
         for pdu in pdus {
+            let Some(named) = room_named(&pdu) else { continue };
+            let room = self.0.rooms.room(&named).await?;
+            if self.keep_early(origin, &named, room.as_deref(), &pdu).await? {
+                continue;
+            }
+            // A join that was under way may just have ended.
+            let room = match room {
+                Some(room) => Some(room),
+                None => self.0.rooms.room(&named).await?,
+            };
             // Without a room that we know, its version and so its id are not known either.
-            let Some(room) = self.room_named(&pdu).await? else { continue };
+            let Some(room) = room else { continue };
             if self.0.rooms.acl(&room).await?.allows(origin) {
                 raw.push((room.rules, pdu.clone()));
                 places.push((room, pdu));
@@ -99,14 +109,6 @@ impl Inbound {
             results.extend(of_room);
         }
         Ok(Judged { results, unsure })
-    }
-
-    async fn room_named(&self, pdu: &Json) -> Result<Option<Arc<RoomInfo>>, StoreError> {
-        let Ok(named) = pdu.parse::<Named<'_>>() else { return Ok(None) };
-        match <&RoomId>::try_from(&*named.room_id) {
-            Ok(room) => self.0.rooms.room(room).await,
-            Err(_) => Ok(None),
-        }
     }
 
     async fn take_events_of_room(
@@ -232,6 +234,12 @@ pub(super) fn auth_events_first(pdus: &[VerifiedPdu]) -> Vec<&VerifiedPdu> {
         }
     }
     order
+}
+
+/// The room to which an event says to belong.
+fn room_named(pdu: &Json) -> Option<OwnedRoomId> {
+    let named = pdu.parse::<Named<'_>>().ok()?;
+    OwnedRoomId::try_from(&*named.room_id).ok()
 }
 
 /// What is said about an event that cannot be taken; an error if it can be when it comes again.

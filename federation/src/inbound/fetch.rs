@@ -18,6 +18,7 @@ use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
 use super::{
     Inbound,
     events::{auth_events_first, receive_all, receive_outliers},
+    rounds::{Efforts, Place},
 };
 use crate::client::{Json, RequestError};
 
@@ -39,6 +40,8 @@ impl Inbound {
         room: &RoomId,
         wanted: &[Wanted],
         deep: bool,
+        place: &mut Place<'_>,
+        efforts: &mut Efforts,
     ) -> Result<bool, WriteError> {
         let Some(room) = self.0.rooms.room(room).await? else { return Ok(false) };
         let servers = self.servers_to_ask(&room, wanted).await?;
@@ -51,11 +54,13 @@ impl Inbound {
                 }
             }
         }
-        let mut seen = BTreeSet::new();
-        for event in wanted.iter().flat_map(|wanted| &wanted.by) {
-            if seen.len() < STATES_PER_ROUND && seen.insert(event) {
-                came |= self.with_state(&room, &servers, event).await?;
-            }
+        let waiting: BTreeSet<&OwnedEventId> = wanted.iter().flat_map(|wanted| &wanted.by).collect();
+        let mut waiting: Vec<&OwnedEventId> = waiting.into_iter().collect();
+        // What was looked for in vain before stands in nobody's way.
+        waiting.sort_by_key(|event| efforts.fetched(event));
+        for event in waiting.into_iter().take(STATES_PER_ROUND) {
+            efforts.fetches(event);
+            came |= self.with_state(&room, &servers, event, place, efforts).await?;
         }
         Ok(came)
     }
@@ -153,6 +158,8 @@ impl Inbound {
         room: &Arc<RoomInfo>,
         servers: &[OwnedServerName],
         event: &EventId,
+        place: &mut Place<'_>,
+        efforts: &mut Efforts,
     ) -> Result<bool, WriteError> {
         let rooms = &self.0.rooms;
         let waiting = rooms.queued_events(&room.room_id).await?;
@@ -178,7 +185,7 @@ impl Inbound {
             let all: Vec<OwnedEventId> = ids.auth_chain_ids.iter().chain(&ids.pdu_ids).cloned().collect();
             let missing = self.not_held(room, &all).await?;
             if missing.len() > SINGLE_EVENTS_MAX {
-                let _place = self.0.workers.states.acquire().await;
+                let _place = self.0.workers.states.wait(server.clone(), 1).await;
                 let answer = self.0.federation.client().state(server, &room.room_id, event).await;
                 let Some(state) = given(answer, room, server)? else { continue };
                 came |= self.hold_all(room, server, [state.auth_chain, state.pdus].concat()).await?;
@@ -196,10 +203,15 @@ impl Inbound {
                 ids.pdu_ids.into_iter().filter(|event| !missing.contains(event)).collect();
             let mut received = rooms.receive_with_state(&waiting, &state).await?;
             if let Received::NeedsPolicySignature(unsigned) = &received {
-                let verdicts = self.0.policy.judge(unsigned, std::iter::empty()).await;
-                received = rooms.with_verdicts(verdicts).receive_with_state(&waiting, &state).await?;
+                let event = waiting.pdu();
+                let (ready, queue) = ([event], [(event, event.json().len())]);
+                let judging = efforts.silence.judge(&self.0.policy, unsigned, &ready, &queue);
+                let judged = rooms.with_verdicts(place.outside(judging).await.verdicts);
+                received = judged.receive_with_state(&waiting, &state).await?;
             }
             match received {
+                // The policy server says nothing for the moment; no other server makes a difference to that.
+                Received::NeedsPolicySignature(_) => return Ok(came),
                 Received::Missing { .. } if came => return Ok(true),
                 Received::Missing { .. } => {}
                 _ => return Ok(true),
@@ -284,8 +296,7 @@ impl Inbound {
         server: &ServerName,
     ) -> Result<Vec<VerifiedPdu>, StoreError> {
         let mut good = Vec::with_capacity(events.len());
-        let raw = events.into_iter().map(|pdu| (room.rules, pdu)).collect();
-        for verified in self.0.federation.verify_each_of(server, raw).await? {
+        for verified in self.0.federation.verify_answer(server, room.rules, events).await? {
             match verified {
                 Ok(pdu) if pdu.pdu().room_id() == room.room_id => good.push(pdu),
                 Ok(_) => {

@@ -2,16 +2,19 @@
 //! * A transaction is answered when each of its events is decided, or waits durably for what is missing. A bad event
 //!   never fails its transaction; only our own store does.
 //! * Events of one room are decided in their order, several on their way to the disk at once; rooms beside each other.
-//! * What an event lacks is fetched by a worker per room, see [`workers`]; one whose keys cannot be had waits for them,
-//!   see [`unchecked`]. A restart takes up what waits.
+//! * What an event lacks is fetched by a worker per room, see [`workers`] and [`rounds`]; one whose keys cannot be had
+//!   waits for them, see [`unchecked`]. A restart takes up what waits.
 //! * Whatever a peer sends is bounded: events, bytes, transactions at a time, rounds of fetching, invites; so is what it
 //!   makes us tell, see [`answers`].
 
 mod answers;
+mod early;
 mod edus;
 mod events;
 mod fetch;
 mod invites;
+mod rounds;
+mod silence;
 mod third_party;
 mod transactions;
 mod unchecked;
@@ -27,17 +30,20 @@ use crate::{federation::Federation, policy::Policy};
 pub use self::{
     answers::{
         ANSWER_BYTES_AT_ONCE, ANSWER_BYTES_LEAST, ANSWER_BYTES_PER_SECOND, ANSWERS_AT_ONCE,
-        ANSWERS_OF_A_SERVER, ANSWERS_WAITING_OF_A_SERVER, Answering,
+        ANSWERS_OF_A_SERVER, ANSWERS_WAITING_OF_A_SERVER, AnswerError, Answering,
     },
+    early::{EARLY_BYTES, EARLY_OF_A_ROOM, EARLY_OF_A_SERVER},
     edus::{PRESENCE_MAX, RECEIPTS_MAX},
     invites::{
         INVITES_AT_ONCE_OF_A_SERVER, INVITES_AT_ONCE_TO_A_USER, INVITES_PER_SECOND_OF_A_SERVER,
         INVITES_PER_SECOND_TO_A_USER, InviteLimit, PENDING_INVITES_MAX,
     },
+    rounds::{GIVEN_UP_AFTER, ROUNDS_MAX},
+    silence::{ASKED_AGAIN, POLICY_PATIENCE},
     third_party::{BoundInvite, ThirdPartyError},
     transactions::{BYTES_WAITING_MAX, EDUS_MAX, PDUS_MAX, TransactionError, WAITING_PER_ORIGIN},
     unchecked::{UNCHECKED_FIRST, UNCHECKED_MAX, UNCHECKED_OF_A_SERVER, UNCHECKED_TIME_MS},
-    workers::{ROUNDS_MAX, TRIES_MAX},
+    workers::FETCHING_AT_ONCE,
 };
 
 /// What other servers send us. Cheap to clone.
@@ -55,6 +61,7 @@ struct Inner {
     answers: answers::Answers,
     invites: invites::Invites,
     unchecked: unchecked::Unchecked,
+    early: early::Early,
 }
 
 impl Inbound {
@@ -71,6 +78,7 @@ impl Inbound {
             answers: answers::Answers::new(),
             invites: invites::Invites::new(),
             unchecked: unchecked::Unchecked::default(),
+            early: early::Early::default(),
         }))
     }
 

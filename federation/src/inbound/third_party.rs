@@ -109,7 +109,7 @@ impl Inbound {
             }
         };
         let signed = signed.map_err(ThirdPartyError::Answer)?;
-        let mut needs = KeyNeeds::new();
+        let mut needs = KeyNeeds::new().asked_of(server);
         needs.add_pdu(room.rules, &signed);
         needs.add_signed(server, &signed.pdu().to_object(), u64::from(pdu.origin_server_ts().0));
         let keys = self.0.federation.keys().keys_for(&needs).await?;

@@ -1,8 +1,9 @@
 //! Events whose signatures cannot be judged yet, because nobody who has the keys can be reached.
 //! * Their sender hears that they arrived, and need not keep them: they are in the store until they are judged. To let
 //!   the whole transaction fail instead would hold up all of that server's events for the sake of a third one's keys.
-//! * They are tried again, later each time, and given up after [`UNCHECKED_TIME_MS`]. There are so many in all, and so many of one
-//!   server: who sends more hears that they were not taken.
+//! * They are tried again, all together: later each time, and soon again when another one comes. One that could not be
+//!   judged in [`UNCHECKED_TIME_MS`] since it first came is given up, however often it was sent meanwhile.
+//! * There are so many in all, and so many that one server gave us: who sends more hears that they were not taken.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -12,6 +13,7 @@ use std::{
 
 use hearth_store::{Blob, Commit, CommitError, Order, StoreError};
 use parking_lot::Mutex;
+use quick_cache::sync::Cache;
 use ruma::{EventId, OwnedServerName, RoomId, ServerName};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -30,6 +32,8 @@ pub const UNCHECKED_TIME_MS: u64 = 24 * 60 * 60 * 1000;
 pub const UNCHECKED_FIRST: Duration = Duration::from_secs(30);
 /// How long at most.
 const UNCHECKED_LONGEST: Duration = Duration::from_secs(15 * 60);
+/// Events of which it is remembered that they were given up: sent again, they are not kept again.
+const GIVEN_UP_KEPT: usize = UNCHECKED_MAX;
 /// Events that are tried in one go: as many as a transaction has.
 const AT_ONCE: usize = 50;
 
@@ -37,10 +41,16 @@ const AT_ONCE: usize = 50;
 type Key = (String, String);
 
 /// Those that wait, by whom they were given.
-#[derive(Default)]
 pub(super) struct Unchecked {
     waiting: Mutex<Waiting>,
+    given_up: Cache<Key, ()>,
     more: Arc<Notify>,
+}
+
+impl Default for Unchecked {
+    fn default() -> Self {
+        Self { waiting: Mutex::default(), given_up: Cache::new(GIVEN_UP_KEPT), more: Arc::default() }
+    }
 }
 
 #[derive(Default)]
@@ -95,8 +105,15 @@ impl Inbound {
         pdu: &Json,
     ) -> Result<bool, StoreError> {
         let key = (room.to_string(), event.to_string());
-        if !self.0.unchecked.waiting.lock().add(key.clone(), origin) {
+        let unchecked = &self.0.unchecked;
+        if unchecked.given_up.get(&key).is_some() || !unchecked.waiting.lock().add(key.clone(), origin) {
             return Ok(false);
+        }
+        if let Some(Blob(row)) = self.0.rooms.store().get(&UNCHECKED, &key).await?
+            && serde_json::from_slice::<Row<'_>>(&row).is_ok()
+        {
+            // Its time goes on.
+            return Ok(true);
         }
         let since_ms = self.0.federation.keys().now_ms();
         let pdu: &RawValue = pdu.parse().map_err(corrupt)?;
@@ -104,11 +121,13 @@ impl Inbound {
         let mut commit = Commit::new();
         commit.put(&UNCHECKED, &key, &Blob(row.into()));
         if let Err(error) = self.write(commit).await {
-            self.0.unchecked.waiting.lock().remove(&key);
+            unchecked.waiting.lock().remove(&key);
             return Err(error);
         }
         tracing::debug!(%origin, room_id = %room, event_id = %event, "an event waits for keys to check it with");
-        self.0.unchecked.more.notify_one();
+        // The row of one that was sent before may have been done with just now.
+        unchecked.waiting.lock().add(key, origin);
+        unchecked.more.notify_one();
         self.try_unchecked();
         Ok(true)
     }
@@ -175,6 +194,7 @@ impl Inbound {
                 }
                 Ok(_) => {
                     tracing::info!(room_id = key.0, event_id = key.1, "the keys of an event cannot be had");
+                    self.0.unchecked.given_up.insert(key.clone(), ());
                     done.push(key);
                 }
                 Err(_) => done.push(key),

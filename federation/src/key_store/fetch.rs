@@ -19,7 +19,10 @@ use super::{
     ASKED_AGAIN_MS, Inner, KEY_RESPONSE_BYTES, KEYS_TIME, KeyLookupError, KeyNeeds, KeyResponse, KeyStore,
     Source, strangers::Visit,
 };
-use crate::network::{Limits, NetworkError};
+use crate::{
+    network::{Limits, NetworkError},
+    shares::Share,
+};
 
 /// Fetches at once; whoever makes us need keys has a share of them, see [`Shares`](crate::shares::Shares).
 pub const FETCHES_AT_ONCE: usize = 100;
@@ -27,6 +30,8 @@ pub const FETCHES_AT_ONCE: usize = 100;
 pub const FETCHES_PER_CHECK: usize = 25;
 /// Fetches that wait for their turn; beyond it, keys count as not to be had.
 pub const FETCHES_WAITING: usize = 5_000;
+/// Those who wait for the same fetch of whom it is known because of whom they do.
+const CAUSES_MAX: usize = 20;
 /// How long a server has for its keys.
 const DIRECT_LIMITS: Limits = Limits::new(10, KEY_RESPONSE_BYTES);
 /// How long a notary has, and how much it may answer.
@@ -42,12 +47,14 @@ const FAILED_MAX: Duration = Duration::from_secs(600);
 /// Who makes us fetch keys: places are shared among these.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Cause {
-    /// What users of ours do.
+    /// This server itself, where no other has a part in it.
     Us,
     /// Those who ask us as a notary.
     Notary,
     /// What a server sent.
     Server(OwnedServerName),
+    /// What a server answered when we asked it something.
+    Asked(OwnedServerName),
 }
 
 /// A server whose keys could not be had.
@@ -82,7 +89,7 @@ impl KeyStore {
         if missing.is_empty() {
             return Ok(());
         }
-        let cause = needs.cause().map_or(Cause::Us, |server| Cause::Server(server.clone()));
+        let cause = needs.cause();
         let fetching = async {
             if missing.len() < MANY_SERVERS || self.0.notaries.is_empty() {
                 self.fetch_all(&missing, true, &cause).await;
@@ -170,7 +177,8 @@ impl KeyStore {
         fetches.buffer_unordered(FETCHES_PER_CHECK).collect::<()>().await;
     }
 
-    /// Starts to fetch the keys of a server, or joins in where that is under way.
+    /// Starts to fetch the keys of a server, or joins in where that is under way: if it still waits for a place, then for
+    /// one of those who join in too.
     fn start(&self, server: &ServerName, also_notaries: bool, place: Place) -> Option<watch::Receiver<()>> {
         let inner = &self.0;
         if inner.own(server).is_some() || inner.access.check(server).is_err() {
@@ -178,24 +186,28 @@ impl KeyStore {
         }
         let mut fetching = inner.fetching.lock();
         if let Some(running) = fetching.get(server) {
-            return Some(running.clone());
+            running.wanted.send_if_modified(|wanted| wanted.also(place));
+            return Some(running.done.clone());
         }
         let resting = inner.failed.get(server).is_some_and(|failed| failed.until > Instant::now());
         if resting || fetching.len() >= FETCHES_WAITING {
             return None;
         }
-        let (sender, receiver) = watch::channel(());
-        fetching.insert(server.to_owned(), receiver.clone());
+        let mut wanted = Wanted::default();
+        if !wanted.also(place) {
+            // It wanted to join in, and there is nothing any more.
+            return None;
+        }
+        let (sender, done) = watch::channel(());
+        let wanted = Arc::new(watch::Sender::new(wanted));
+        fetching.insert(server.to_owned(), Fetching { done: done.clone(), wanted: wanted.clone() });
         let running = Running { inner: inner.clone(), server: server.to_owned(), _sender: sender };
         tokio::spawn(async move {
             let inner = &running.inner;
-            let _place = match place {
-                Place::Taken(visit) => (visit, None),
-                Place::Wanted(cause) => (None, Some(inner.places.wait(cause, 1).await)),
-            };
+            let _place = inner.place(&wanted).await;
             inner.fetch(&running.server, also_notaries).await;
         });
-        Some(receiver)
+        Some(done)
     }
 
     /// Asks the notaries about many servers, one after the other until nothing is missing.
@@ -230,6 +242,36 @@ enum Place {
     Wanted(Cause),
 }
 
+/// Who wants the same fetch: it begins with the first place that one of them has.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    causes: Vec<Cause>,
+    visit: Option<Visit>,
+    has_begun: bool,
+}
+
+impl Wanted {
+    /// Somebody else wants it. Says whether that makes a difference.
+    fn also(&mut self, place: Place) -> bool {
+        match place {
+            _ if self.has_begun => return false,
+            Place::Taken(Some(visit)) if self.visit.is_none() => self.visit = Some(visit),
+            Place::Wanted(cause) if self.causes.len() < CAUSES_MAX && !self.causes.contains(&cause) => {
+                self.causes.push(cause);
+            }
+            _ => return false,
+        }
+        true
+    }
+}
+
+/// A fetch that others can join in.
+#[derive(Debug)]
+pub(super) struct Fetching {
+    done: watch::Receiver<()>,
+    wanted: Arc<watch::Sender<Wanted>>,
+}
+
 /// A fetch that is under way. When it ends, however it ends, those who wait are told.
 struct Running {
     inner: Arc<Inner>,
@@ -244,6 +286,31 @@ impl Drop for Running {
 }
 
 impl Inner {
+    /// A place for a fetch, as soon as one of those who want it has one. A stranger's is theirs already.
+    async fn place(&self, wanted: &watch::Sender<Wanted>) -> (Option<Visit>, Option<Share<Cause>>) {
+        let mut changes = wanted.subscribe();
+        let share = loop {
+            let causes = {
+                let wanted = changes.borrow_and_update();
+                if wanted.visit.is_some() {
+                    break None;
+                }
+                wanted.causes.clone()
+            };
+            tokio::select! {
+                share = self.places.wait_for_any(&causes, 1) => break Some(share),
+                // This end of it is held here.
+                _ = changes.changed() => {}
+            }
+        };
+        let mut visit = None;
+        wanted.send_modify(|wanted| {
+            wanted.has_begun = true;
+            visit = wanted.visit.take();
+        });
+        (visit, share)
+    }
+
     async fn fetch(&self, server: &ServerName, also_notaries: bool) {
         match self.fetch_direct(server).await {
             Ok(()) => {

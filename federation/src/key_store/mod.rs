@@ -1,8 +1,11 @@
 //! Other servers' signing keys: fetched from them or from notaries, kept, and shown to others as a notary.
 //! * An answer is believed if its own keys signed it; a notary's only if the notary signed it too.
 //! * What was once known of a key stays known, so that old events can be checked when their server is gone.
-//! * One fetch per server at a time, a bounded number at once, of which whoever makes us ask has a share, none again within [`ASKED_AGAIN_MS`]; failures are
-//!   remembered, longer each time. A fetch goes on when those who waited for it have left.
+//! * One fetch per server at a time, which goes on when those who waited for it have left. So many are made at once for
+//!   what we have to check, of which whoever makes us ask has a share, and as many for requests of strangers; who waits
+//!   for the same fetch lends it their share. What notaries are asked about many servers at once is beside these.
+//! * Whoever answered is not asked by us again within [`ASKED_AGAIN_MS`], and whoever did not rests for longer after each
+//!   failure.
 
 mod fetch;
 mod needs;
@@ -23,7 +26,6 @@ use hearth_store::{Blob, Commit, CommitError, Store, StoreError};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 use ruma::{MilliSecondsSinceUnixEpoch, OwnedServerName, ServerName, UInt};
-use tokio::sync::watch;
 
 pub use self::{
     needs::{KeyNeeds, SIGNATURES_PER_SERVER},
@@ -63,7 +65,7 @@ struct Inner {
     notaries: Vec<OwnedServerName>,
     clock: Clock,
     known: Cache<OwnedServerName, Arc<ServerKeysRow>>,
-    fetching: Mutex<HashMap<OwnedServerName, watch::Receiver<()>>>,
+    fetching: Mutex<HashMap<OwnedServerName, fetch::Fetching>>,
     failed: Cache<OwnedServerName, fetch::Failed>,
     places: Shares<fetch::Cause>,
     strangers: strangers::Strangers,

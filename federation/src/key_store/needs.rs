@@ -9,6 +9,7 @@ use hearth_dag::{
 };
 use ruma::{OwnedServerName, ServerName};
 
+use super::fetch::Cause;
 use crate::tables::{KnownKey, ServerKeysRow};
 
 /// Signatures of one server on one object that are looked at.
@@ -18,7 +19,7 @@ pub const SIGNATURES_PER_SERVER: usize = 4;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyNeeds {
     keys: BTreeMap<OwnedServerName, BTreeMap<Vec<String>, u64>>,
-    because_of: Option<OwnedServerName>,
+    cause: Option<Cause>,
 }
 
 impl KeyNeeds {
@@ -27,16 +28,23 @@ impl KeyNeeds {
         Self::default()
     }
 
-    /// It is this server that makes us need them. Of the keys that are fetched at once, only a part is fetched because of
-    /// one server.
+    /// It is this server that makes us need them, by what it sent. Of the keys that are fetched at once, only a part is
+    /// fetched because of one server.
     #[must_use]
     pub fn because_of(self, server: &ServerName) -> Self {
-        Self { because_of: Some(server.to_owned()), ..self }
+        Self { cause: Some(Cause::Server(server.to_owned())), ..self }
+    }
+
+    /// This server gave us what they are needed for when we asked it: a part of its own, so that what it sends on its own
+    /// account does not wait for that.
+    #[must_use]
+    pub fn asked_of(self, server: &ServerName) -> Self {
+        Self { cause: Some(Cause::Asked(server.to_owned())), ..self }
     }
 
     /// Who makes us need them.
-    pub(super) fn cause(&self) -> Option<&OwnedServerName> {
-        self.because_of.as_ref()
+    pub(super) fn cause(&self) -> Cause {
+        self.cause.clone().unwrap_or(Cause::Us)
     }
 
     /// What an event's signatures need, by the rules of its room's version.

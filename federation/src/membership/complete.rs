@@ -9,7 +9,7 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hearth_dag::{ReceivedPdu, RoomRules, VerifiedPdu};
 use hearth_rooms::{CompleteError, PartialRoom, WriteError, on_a_thread};
 use hearth_store::StoreError;
-use ruma::{OwnedRoomId, OwnedServerName};
+use ruma::{OwnedRoomId, OwnedServerName, ServerName};
 use tokio::time::Instant;
 
 use super::Parts;
@@ -161,8 +161,8 @@ impl Parts {
     async fn complete_by(&self, partial: &PartialRoom, server: &OwnedServerName) -> Result<(), ByServer> {
         let Some(info) = self.rooms.room(&partial.room_id).await? else { return Ok(()) };
         let answer = self.federation.client().state(server, &partial.room_id, &partial.join).await?;
-        let state = self.believed(&info, answer.pdus).await?;
-        let auth_chain = self.believed(&info, answer.auth_chain).await?;
+        let state = self.believed(&info, server, answer.pdus).await?;
+        let auth_chain = self.believed(&info, server, answer.auth_chain).await?;
         match self.rooms.complete_state(&partial.room_id, state, auth_chain).await {
             Ok(()) => Ok(()),
             Err(CompleteError::Write(WriteError::Store(error))) => Err(error.into()),
@@ -170,10 +170,11 @@ impl Parts {
         }
     }
 
-    /// Those events that can be believed. What is held already was checked when it came.
+    /// Those events that can be believed of what a server told. What is held already was checked when it came.
     pub(crate) async fn believed(
         &self,
         info: &hearth_rooms::RoomInfo,
+        server: &ServerName,
         told: Vec<Json>,
     ) -> Result<Vec<VerifiedPdu>, StoreError> {
         let rules: &'static RoomRules = info.rules;
@@ -188,7 +189,7 @@ impl Parts {
                 None => new.push((rules, pdu)),
             }
         }
-        for verified in self.federation.verify_received(new).await? {
+        for verified in self.federation.verify_received(server, new).await? {
             match verified {
                 Ok(verified) => believed.push(verified),
                 Err(error) => {

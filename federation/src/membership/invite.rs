@@ -49,7 +49,7 @@ impl Parts {
                 return Err(failures.into_error());
             }
         };
-        let mut needs = KeyNeeds::new();
+        let mut needs = KeyNeeds::new().asked_of(server);
         let at_ms = match rules.inner.enforce_key_validity {
             true => u64::from(pdu.origin_server_ts().0),
             false => 0,

@@ -69,6 +69,7 @@ impl Parts {
         }
         let servers = candidates(&self.federation, &self.rooms, &join.room, &join.user, via).await?;
         let versions: Vec<_> = RoomRules::all().map(|rules| rules.version.clone()).into();
+        let _under_way = self.federation.joining().begin(&join.room);
         let client = self.client_for(join.user.server_name());
         let mut asking = Asking::new(servers, |server| {
             let (client, versions) = (&client, &versions);
@@ -144,7 +145,7 @@ impl Parts {
         }
         let rules = template.rules;
         let (state, auth_chain, signed) =
-            self.verified(rules, answer.state, answer.auth_chain, signed).await?;
+            self.verified(origin, rules, answer.state, answer.auth_chain, signed).await?;
         let join_event = match signed {
             None => VerifiedPdu::built_here(pdu),
             // The id is a hash of the event where such joins are known, so it is ours with one signature more.
@@ -167,6 +168,7 @@ impl Parts {
     /// Those of the events that can be believed, each checked once however often it was told.
     async fn verified(
         &self,
+        server: &ServerName,
         rules: &'static RoomRules,
         state: Vec<Json>,
         auth_chain: Vec<Json>,
@@ -185,7 +187,7 @@ impl Parts {
         let auth_chain: Vec<usize> = auth_chain.into_iter().map(&mut place).collect();
         let signed = signed.map(&mut place);
         drop(places);
-        let verified = self.federation.verify_pdus(rules, told).await?;
+        let verified = self.federation.verify_answer(server, rules, told).await?;
         let mut bad = 0;
         for error in verified.iter().filter_map(|event| event.as_ref().err()) {
             bad += 1;

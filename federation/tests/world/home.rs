@@ -4,17 +4,21 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hearth_dag::{
-    Keypair, Pdu, ReceivedPdu, RoomRules, ServerKeys, Signer as _, VerifyKey, canonical::Object,
-    content_hash, countersign, reference_hash,
+    Draft, Keypair, Pdu, Place, ReceivedPdu, RoomRules, ServerKeys, Signer as _, VerifyKey, auth_keys,
+    canonical::Object, content_hash, countersign, reference_hash,
 };
 use hearth_federation::{Clock, Federation, Patience, Sender};
 use hearth_rooms::{
-    CreateRoom, Join, Preset, Profile, Removal, Remove, Rooms, RoomsOptions, Send, serve::Submitted,
+    CreateRoom, Join, Kind, Preset, Profile, Removal, Remove, RoomInfo, Rooms, RoomsOptions, Send, Status,
+    serve::Submitted,
 };
 use hearth_store::{Commit, Store};
 use hearth_users::Users;
 use parking_lot::Mutex;
-use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, UserId, events::TimelineEventType};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, UInt, UserId,
+    events::TimelineEventType,
+};
 use serde_json::{Map, Value, json, value::to_raw_value};
 
 use super::{
@@ -93,6 +97,65 @@ impl Home {
         };
         self.rooms.remove(&remove, Commit::new()).await.unwrap().unwrap().event_id
     }
+}
+
+/// What a server holds of its rooms.
+impl Home {
+    pub async fn info(&self, room: &OwnedRoomId) -> Arc<RoomInfo> {
+        self.rooms.room(room).await.unwrap().unwrap()
+    }
+
+    /// An event of the current state.
+    pub async fn state(&self, room: &OwnedRoomId, kind: &str, state_key: &str) -> Option<Pdu> {
+        let info = self.info(room).await;
+        let head = self.rooms.head(info.sn).await.unwrap().unwrap().value;
+        let key = self.rooms.state_key(info.sn, &Kind::new(kind), state_key).await.unwrap()?;
+        let event = self.rooms.snapshots().lookup(info.sn, head.snapshot, key).await.unwrap()?;
+        Some(self.rooms.events().load(&info, event).await.unwrap().pdu.clone())
+    }
+
+    pub async fn status(&self, event: &Pdu) -> Option<Status> {
+        let info = self.info(&event.room_id().to_owned()).await;
+        let held = self.rooms.events().by_id(&info, event.event_id()).await.unwrap();
+        held.map(|held| held.status())
+    }
+
+    /// Messages of a user of another server that nobody has yet, each after the one before.
+    pub async fn messages(&self, room: &OwnedRoomId, sender: &UserId, texts: &[&str]) -> Vec<Pdu> {
+        let info = self.info(room).await;
+        let head = self.rooms.head(info.sn).await.unwrap().unwrap().value;
+        let mut after = self.rooms.events().load(&info, head.extremities[0]).await.unwrap().pdu.clone();
+        let kind = TimelineEventType::RoomMessage;
+        let mut auth_events = Vec::new();
+        for (kind, state_key) in auth_keys(info.rules, &kind, sender, None, "{}").unwrap() {
+            let event = self.state(room, &kind.to_string(), &state_key).await;
+            auth_events.extend(event.map(|event| event.event_id().to_owned()));
+        }
+        let mut all = Vec::new();
+        for (number, text) in texts.iter().enumerate() {
+            let content = to_raw_value(&json!({ "msgtype": "m.text", "body": text })).unwrap();
+            let (sender, kind) = (sender.to_owned(), kind.clone());
+            let draft = Draft { sender: sender.clone(), kind, state_key: None, content, redacts: None };
+            let ts = NOW + 1_000 + number as u64;
+            let place = Place {
+                room_id: Some(room),
+                prev_events: &[after.event_id().to_owned()],
+                auth_events: &auth_events,
+                depth: after.depth() + 1,
+                origin_server_ts: MilliSecondsSinceUnixEpoch(UInt::new_saturating(ts)),
+                hashes: None,
+            };
+            after = draft.build(info.rules, &place, &*key(sender.server_name().as_str(), "1")).unwrap();
+            all.push(after.clone());
+        }
+        all
+    }
+}
+
+/// A transaction of a server with these events.
+pub fn transaction(origin: &str, events: &[Pdu]) -> Bytes {
+    let pdus: Vec<&str> = events.iter().map(Pdu::json).collect();
+    format!(r#"{{"origin":"{origin}","pdus":[{}]}}"#, pdus.join(",")).into()
 }
 
 /// A server that joins our rooms, and remembers what it was sent.
