@@ -520,7 +520,7 @@ impl State {
     /// of somebody's presence.
     pub(super) fn push_volatile(&mut self, server: &ServerName, key: &Arc<EduKey>, value: &EduValue) {
         let Some(destination) = self.remembered(server) else { return };
-        if matches!(destination.stage, Stage::Resting { .. }) {
+        if matches!(destination.stage, Stage::Resting { .. }) && destination.is_on_trial() {
             destination.missed_presence |= key.is_presence();
             return;
         }
@@ -552,6 +552,25 @@ mod tests {
     use ruma::{room_id, server_name, user_id};
 
     use super::*;
+
+    #[test]
+    fn who_waits_for_no_fault_of_its_own_misses_nothing() {
+        let (mut state, server) = (State::default(), server_name!("a.test"));
+        let typing = EduKey::Typing(room_id!("!r:x").to_owned(), user_id!("@u:x").to_owned());
+        let (typing, value): (_, EduValue) = (Arc::new(typing), Arc::new(true.into()));
+        state.remembered(server).unwrap();
+        state.wait(server, 5);
+        state.push_volatile(server, &typing, &value);
+        assert_eq!(state.next_ready(Lane::New), None, "its time has not come");
+        state.wake(server);
+        assert_eq!(state.next_ready(Lane::New).as_deref(), Some(server));
+        assert_eq!(state.get(server).unwrap().volatile.len(), 1);
+        // One that failed is not told who typed meanwhile.
+        state.get(server).unwrap().drop_volatile();
+        state.rest(server, 7);
+        state.push_volatile(server, &typing, &value);
+        assert!(!state.get(server).unwrap().has_work());
+    }
 
     #[test]
     fn who_becomes_slow_leaves_no_place_among_the_quick() {
