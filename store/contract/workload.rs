@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use bytes::Bytes;
 use hearth_store::{
     Blob, Commit, CommitError, Order, Positioned, Record, Space, Store, StoreOptions, StreamPosition, Table,
 };
@@ -213,7 +214,11 @@ pub async fn check(directory: &Path, acknowledged: &[Acknowledged]) -> u64 {
     }
     let found = store.range(&PARTS, PARTS.all(), Order::Forward, usize::MAX).await.unwrap();
     let found: BTreeSet<_> = found.into_iter().map(|(key, value)| (key, value.0)).collect();
-    assert!(found == expected, "what is there of the commits is whole, and nothing else is there");
+    let name = |rows: std::collections::btree_set::Difference<'_, _>| -> Vec<(u64, u64, u64)> {
+        rows.map(|(key, _): &((u64, u64, u64), Bytes)| *key).collect()
+    };
+    let (missing, other) = (name(expected.difference(&found)), name(found.difference(&expected)));
+    assert!(missing.is_empty() && other.is_empty(), "lacks {missing:?}, has {other:?}");
     let piling = store.get(&WITH_PILES, &()).await.unwrap().map_or(0, |()| PILING);
     for writer in 0..piling {
         let head = store.get(&HEADS, &writer).await.unwrap().unwrap_or(0);

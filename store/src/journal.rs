@@ -3,8 +3,9 @@
 //! * One file of a bounded length. It is written from its beginning again once the engine has all of it on the disk.
 //! * A group is one record with its checksum, in blocks of its own: writing one never touches what was durable before.
 //!   Each block says whether it begins a record, so that nothing inside of one is ever taken for another.
-//! * Batches are numbered without a gap, so records say by themselves which of them are still needed, in which order,
-//!   and whether one of them is missing. A record torn in writing is the last one, and was never acknowledged.
+//! * Batches are numbered without a gap, and each record says up to which number the engine had all of it on the disk: so
+//!   records say by themselves which of them are still needed, in which order, and whether one of them is missing. A
+//!   record torn in writing is the last one, and was never acknowledged.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
@@ -31,7 +32,9 @@ const KEPT: usize = 1024 * 1024;
 /// By so many bytes of zeros the file grows: what is overwritten costs less to sync than what is appended.
 const GROW: usize = 16 * BLOCK;
 /// The first byte of a block that begins a record.
-const BEGINS: u8 = 1;
+const BEGINS: u8 = 3;
+/// The same, of the records of before: they do not say what the engine had on the disk.
+const BEGINS_OLD: u8 = 1;
 /// The first byte of a block that goes on with one.
 const GOES_ON: u8 = 2;
 /// Checksum and length.
@@ -44,6 +47,8 @@ pub(crate) struct Journal {
     file: File,
     /// Where the next record goes.
     at: usize,
+    /// The last batch that the engine has on the disk with all before it.
+    settled: u64,
     /// How long the file is.
     length: usize,
     record: Vec<u8>,
@@ -56,6 +61,8 @@ pub(crate) struct Journal {
 pub(crate) struct Record {
     /// The number of the first batch.
     pub(crate) first: u64,
+    /// The last batch that the engine had on the disk with all before it, if that is known.
+    pub(crate) settled: Option<u64>,
     pub(crate) batches: Vec<Vec<Row>>,
 }
 
@@ -94,7 +101,7 @@ impl Journal {
             Ok(file)
         };
         let file = make().map_err(|error| StoreError::io(&path, "making the journal", error))?;
-        Ok(Self { path, file, at: BLOCK, length: BLOCK, record: Vec::new(), blocks: Vec::new() })
+        Ok(Self { path, file, at: BLOCK, settled: 0, length: BLOCK, record: Vec::new(), blocks: Vec::new() })
     }
 
     /// The journal and all whole records in it, in the order of their batches; `None` if there is none.
@@ -108,6 +115,9 @@ impl Journal {
         };
         // Pages that were read ahead come in large pieces, and each small write would look through one.
         let _ = fadvise(&file, 0, None, Advice::Random);
+        // What a process wrote that was killed then may be whole, and not on the disk: the engine must not have it first.
+        let synced = file.sync_data();
+        synced.map_err(|error| StoreError::io(&path, "waiting for the journal", error))?;
         let mut bytes = Vec::new();
         let read = (&file).take(LENGTH_MAX as u64 + 1).read_to_end(&mut bytes);
         read.map_err(|error| StoreError::io(&path, "reading the journal", error))?;
@@ -115,11 +125,13 @@ impl Journal {
         if bytes.len() > LENGTH_MAX || bytes.len() < BLOCK || !bytes.starts_with(HEADER) {
             return Err(damaged(&path, "this is not the journal of a store"));
         }
-        let begins = (BLOCK..bytes.len()).step_by(BLOCK).filter(|at| bytes[*at] == BEGINS);
+        let begins =
+            (BLOCK..bytes.len()).step_by(BLOCK).filter(|at| matches!(bytes[*at], BEGINS | BEGINS_OLD));
         let mut records: Vec<_> = begins.filter_map(|at| parse(&bytes[at..])).collect();
         records.sort_by_key(|record| record.first);
         let length = bytes.len() / BLOCK * BLOCK;
-        let journal = Self { path, file, at: BLOCK, length, record: Vec::new(), blocks: Vec::new() };
+        let (record, blocks) = (Vec::new(), Vec::new());
+        let journal = Self { path, file, at: BLOCK, settled: 0, length, record, blocks };
         Ok(Some((journal, records)))
     }
 
@@ -156,9 +168,10 @@ impl Journal {
         Ok(Appended::Durable)
     }
 
-    /// For when the engine has all of it on the disk.
-    pub(crate) fn rewind(&mut self) {
+    /// For when the engine has all of it on the disk, which ends with the batch `last`.
+    pub(crate) fn rewind(&mut self, last: u64) {
         self.at = BLOCK;
+        self.settled = last;
     }
 
     /// Makes a record of the batches, unless it gets too long.
@@ -168,6 +181,7 @@ impl Journal {
         out.extend_from_slice(&[0; FRAME]);
         let first = last + 1 - batches.len() as u64;
         out.extend_from_slice(&first.to_be_bytes());
+        out.extend_from_slice(&self.settled.to_be_bytes());
         out.extend_from_slice(&(batches.len() as u32).to_be_bytes());
         for rows in batches {
             out.extend_from_slice(&(rows.len() as u32).to_be_bytes());
@@ -217,6 +231,10 @@ fn parse(blocks: &[u8]) -> Option<Record> {
     }
     let mut input = &bytes[FRAME..end];
     let first = u64::from_be_bytes(*take(&mut input)?);
+    let settled = match blocks[0] {
+        BEGINS => Some(u64::from_be_bytes(*take(&mut input)?)),
+        _ => None,
+    };
     let mut batches = Vec::new();
     for _ in 0..number(&mut input)? {
         let mut rows = Vec::new();
@@ -228,7 +246,40 @@ fn parse(blocks: &[u8]) -> Option<Record> {
         }
         batches.push(rows);
     }
-    input.is_empty().then_some(Record { first, batches })
+    input.is_empty().then_some(Record { first, settled, batches })
+}
+
+impl Record {
+    /// The number of the batch after the last one.
+    fn end(&self) -> u64 {
+        self.first + self.batches.len() as u64
+    }
+}
+
+/// What is to be applied again of records in their order, to an engine that says that it ends with the batch `last`:
+/// batches with their numbers, without a gap. Whatever the engine may have lost of what it had not on the disk is among
+/// them. With the number of the next one there is, if one before it is missing.
+pub(crate) fn needed(records: &[Record], last: u64) -> (Vec<(u64, &[Row])>, Option<u64>) {
+    let Some(newest) = records.last().filter(|newest| newest.end() > last) else { return (Vec::new(), None) };
+    // What was written before the engine had all of it is partly overwritten already: only what is whole up to the newest.
+    let mut run = records.len() - 1;
+    while run > 0 && records[run - 1].end() == records[run].first {
+        run -= 1;
+    }
+    let is_missing = records[run].first > last + 1;
+    let after = if is_missing { last } else { newest.settled.unwrap_or(last) };
+    let (mut batches, mut expected) = (Vec::new(), None);
+    for record in records.iter().skip(if is_missing { 0 } else { run }) {
+        for (number, rows) in (record.first..).zip(&record.batches).filter(|(number, _)| *number > after) {
+            let next = expected.unwrap_or(if is_missing { last + 1 } else { number });
+            if number > next {
+                return (batches, Some(number));
+            }
+            batches.push((number, rows.as_slice()));
+            expected = Some(number + 1);
+        }
+    }
+    (batches, None)
 }
 
 fn take<'a, const N: usize>(input: &mut &'a [u8]) -> Option<&'a [u8; N]> {
@@ -318,7 +369,7 @@ mod tests {
         }
         assert_eq!(fs::metadata(journal.path()).unwrap().len(), LENGTH_MAX as u64);
         assert_eq!(reopened(dir.path()).1.len() as u64, number);
-        journal.rewind();
+        journal.rewind(number);
         // The first makes room for itself where several smaller ones fit.
         assert_eq!(journal.append(number + 1, &[batch(number + 1, 10)]).unwrap(), Appended::Durable);
         assert_eq!(journal.append(number + 2, &[batch(number + 2, 10)]).unwrap(), Appended::Durable);
@@ -339,7 +390,7 @@ mod tests {
         for shift in BLOCK - 50..BLOCK - 20 {
             let value = [vec![0; shift], forged.clone()].concat();
             let rows = Rows::from([(Cow::Borrowed(&b"key"[..]), Some(Cow::Owned(value)))]);
-            journal.rewind();
+            journal.rewind(0);
             assert_eq!(journal.append(1, &[rows]).unwrap(), Appended::Durable);
             let mut bytes = fs::read(journal.path()).unwrap();
             // The outer record is damaged, so that it is not passed over as a whole.
@@ -347,6 +398,34 @@ mod tests {
             fs::write(journal.path(), &bytes).unwrap();
             assert!(reopened(dir.path()).1.iter().all(|record| record.first != 9), "shifted by {shift}");
         }
+    }
+
+    /// An engine may have lost what it had of earlier batches, and kept the last one.
+    #[test]
+    fn all_that_was_not_on_the_disk_yet_is_needed() {
+        let record =
+            |first, settled, batches: usize| Record { first, settled, batches: vec![Vec::new(); batches] };
+        let numbers = |records: &[Record], last| {
+            let (batches, missing) = needed(records, last);
+            (batches.into_iter().map(|(number, _)| number).collect::<Vec<_>>(), missing)
+        };
+        assert_eq!(numbers(&[], 7), (vec![], None));
+        let records = [record(4, Some(2), 2), record(6, Some(5), 1), record(7, Some(5), 2)];
+        assert_eq!(numbers(&records, 6), (vec![6, 7, 8], None));
+        assert_eq!(numbers(&records, 8), (vec![6, 7, 8], None), "the engine says that it has all");
+        assert_eq!(numbers(&records, 9), (vec![], None), "it made the last one durable by itself");
+        assert_eq!(numbers(&records, 2), (vec![], Some(4)));
+        // The first record since the engine had all was torn, over some of before.
+        let records = [record(5, Some(3), 1), record(6, Some(3), 1)];
+        assert_eq!(numbers(&records, 6), (vec![5, 6], None));
+        // One is gone from the middle.
+        let records = [record(4, Some(3), 1), record(6, Some(3), 1)];
+        assert_eq!(numbers(&records, 5), (vec![6], None));
+        assert_eq!(numbers(&records, 4), (vec![], Some(6)));
+        assert_eq!(numbers(&records, 3), (vec![4], Some(6)));
+        // Of before it was noted what the engine had.
+        let records = [record(4, None, 2), record(6, None, 1)];
+        assert_eq!(numbers(&records, 4), (vec![5, 6], None));
     }
 
     #[test]

@@ -20,8 +20,6 @@ pub(crate) struct Log {
     file: File,
     /// The time of change that shows that nothing was written since the last sync.
     mark: Mutex<Option<Stamp>>,
-    #[cfg(test)]
-    syncs: std::sync::atomic::AtomicUsize,
 }
 
 /// Seconds and nanoseconds.
@@ -29,18 +27,11 @@ type Stamp = (i64, i64);
 
 impl Log {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            file: File::open(path)?,
-            mark: Mutex::default(),
-            #[cfg(test)]
-            syncs: Default::default(),
-        })
+        Ok(Self { file: File::open(path)?, mark: Mutex::default() })
     }
 
     /// Returns when all that was written before the call is on the disk. Nearly free when nothing was.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        #[cfg(test)]
-        self.syncs.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut mark = self.mark.lock();
         let found = self.file.metadata()?;
         if *mark == Some(stamp(&found)) {
@@ -52,14 +43,6 @@ impl Log {
         let kept = stamp(&self.file.metadata()?);
         *mark = wanted.map(|_| kept).filter(|(_, nanos)| *nanos == i64::from(MARK_NANOS));
         Ok(())
-    }
-}
-
-#[cfg(test)]
-impl Log {
-    /// How often it was asked for.
-    pub(crate) fn syncs(&self) -> usize {
-        self.syncs.load(std::sync::atomic::Ordering::Relaxed)
     }
 }
 

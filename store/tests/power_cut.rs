@@ -65,6 +65,13 @@ async fn survives_power_cuts(piles: bool) {
     // The first moments, when the store is made, and the very last.
     cuts.extend(moments.iter().take(12));
     cuts.extend(moments.last());
+    // When a process opens what the one before it left behind when it was killed.
+    let syncs = moments.iter().copied().filter(|at| matches!(records[*at].op, b'S' | b'E'));
+    let syncs: Vec<_> = syncs.map(|at| (at, records[at].number >> 32)).collect();
+    let restarts = (1..syncs.len()).filter(|at| syncs[*at].1 != syncs[at - 1].1);
+    for restart in restarts.collect::<Vec<_>>() {
+        cuts.extend(syncs[restart..].iter().take(12).map(|(at, _)| *at));
+    }
     cuts.sort_unstable();
     let mut disk = Disk::new(&data);
     let (mut said, mut at, mut tried) = (String::new(), 0, 0);

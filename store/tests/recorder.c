@@ -8,6 +8,9 @@
  * A record: op (1 byte), inode (8), offset or number (8), length of a and of b (4 each), a, b. Native byte order.
  *   C created a   M made directory a   R renamed a to b   U removed a
  *   W wrote a at offset   T cut to offset   S sync number began   E sync number ended   A said a
+ *
+ * A write that ended before a sync began is recorded before it, however the threads are scheduled: otherwise it would
+ * look as if the sync had not covered it.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -26,6 +29,8 @@
 #include <unistd.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+/* Held from before a change until it is recorded, and while the beginning of a sync is. */
+static pthread_mutex_t order = PTHREAD_MUTEX_INITIALIZER;
 static const char *directory;
 static int log_fd = -1;
 static int64_t space = -1;
@@ -138,9 +143,15 @@ static ssize_t written_at(int fd, const void *bytes, size_t length, int64_t offs
         errno = ENOSPC;
         return -1;
     }
+    if (ours)
+        pthread_mutex_lock(&order);
     ssize_t done = offset < 0 ? syscall(SYS_write, fd, bytes, length) : syscall(SYS_pwrite64, fd, bytes, length, offset);
+    int error = errno;
     if (ours && done > 0)
         record('W', inode_of(fd), offset < 0 ? at : offset, bytes, done, "", 0);
+    if (ours)
+        pthread_mutex_unlock(&order);
+    errno = error;
     return done;
 }
 
@@ -175,22 +186,26 @@ ssize_t writev(int fd, const struct iovec *parts, int count)
     return all;
 }
 
-static int cut(int fd, int64_t length, int done)
+static int cut(int fd, int64_t length)
 {
     char path[PATH_MAX];
+    pthread_mutex_lock(&order);
+    int done = (int)syscall(SYS_ftruncate, fd, length), error = errno;
     if (done == 0 && path_of(fd, path))
         record('T', inode_of(fd), length, "", 0, "", 0);
+    pthread_mutex_unlock(&order);
+    errno = error;
     return done;
 }
 
 int ftruncate(int fd, off_t length)
 {
-    return cut(fd, length, REAL(ftruncate)(fd, length));
+    return cut(fd, length);
 }
 
 int ftruncate64(int fd, off64_t length)
 {
-    return cut(fd, length, REAL(ftruncate64)(fd, length));
+    return cut(fd, length);
 }
 
 static int synced(int fd, long call)
@@ -200,7 +215,9 @@ static int synced(int fd, long call)
     uint64_t inode = ours ? inode_of(fd) : 0, number = 0;
     if (ours) {
         number = __atomic_add_fetch(&syncs, 1, __ATOMIC_SEQ_CST) + ((uint64_t)getpid() << 32);
+        pthread_mutex_lock(&order);
         record('S', inode, number, "", 0, "", 0);
+        pthread_mutex_unlock(&order);
     }
     int done = (int)syscall(call, fd);
     if (ours && done == 0)
