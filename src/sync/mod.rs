@@ -19,6 +19,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
+use bytes::Bytes;
 use hearth_rooms::{
     Membership, RoomSn,
     read::{Device, FilterDefinition, FilterError, Reader, SyncToken},
@@ -195,8 +196,9 @@ impl ClientSync {
                 continue;
             }
             if news.is_some() || known.is_none() || Instant::now() >= deadline {
+                let (json, next) = news.unwrap_or_else(|| (nothing_new(next), next));
                 sent.answered(next);
-                return Ok(news.unwrap_or_else(|| nothing_new(next)));
+                return Ok(json);
             }
             // Nothing up to here concerns this client: the next look begins behind it.
             since = Some(next);
@@ -228,7 +230,7 @@ impl ClientSync {
         if since.epoch < next.epoch { Ok(None) } else { Err(SyncError::FutureToken) }
     }
 
-    /// What is new, as an answer; `None` if nothing is.
+    /// What is new, as an answer with the token that ends it; `None` if nothing is.
     async fn look(
         &self,
         request: &SyncRequest,
@@ -236,10 +238,13 @@ impl ClientSync {
         since: Option<SyncToken>,
         next: SyncToken,
         sent: &Sending,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
+    ) -> Result<Option<(Vec<u8>, SyncToken)>, StoreError> {
         let user = &request.user;
-        let own =
-            self.users.account_data_changes(user, since.map(|since| since.position), next.position).await?;
+        let after = since.map(|since| since.position);
+        let inbox = self.users.device_messages(user, &request.device, after, next.position).await?;
+        // Where more waits for the device than it is sent at once, all else goes as far too.
+        let next = SyncToken { position: inbox.upto, ..next };
+        let own = self.users.account_data_changes(user, after, next.position).await?;
         let ignored = self.users.ignored_users(user).await?;
         let now_ms = (self.clock)();
         let arrivals = Mutex::default();
@@ -262,13 +267,14 @@ impl ClientSync {
             out.push(b'}');
         }
         is_news |= push_account_data(&round, &mut list);
+        is_news |= push_to_device(&inbox.messages, &mut list);
         is_news |= self.push_presence(&round, &mut list).await?;
         if !is_news {
             return Ok(None);
         }
         push_end(&mut list, next);
         json.push(b'}');
-        Ok(Some(json))
+        Ok(Some((json, next)))
     }
 
     /// The rooms in which something is new, by how the user stands to them.
@@ -439,6 +445,17 @@ fn push_account_data(round: &Round<'_>, list: &mut List<'_>) -> bool {
     push_events(list.key("account_data"), |events| {
         for (kind, content) in wanted {
             push_content_event(events.next(), kind, content.get());
+        }
+    })
+}
+
+fn push_to_device(messages: &[Bytes], list: &mut List<'_>) -> bool {
+    if messages.is_empty() {
+        return false;
+    }
+    push_events(list.key("to_device"), |events| {
+        for message in messages {
+            events.next().extend_from_slice(message);
         }
     })
 }

@@ -1,7 +1,8 @@
 //! Transactions: events that come in order, out of order, with gaps, again; and what is not kept.
 
 use hearth::testing::{TestServer, TestUser, encoded};
-use hearth_store::Store;
+use hearth_store::{Order, Store};
+use hearth_users::tables::{REMOTE_DEVICES, REMOTE_SIGNING_KEYS};
 use ruma::UserId;
 use serde_json::{Value, json};
 
@@ -211,7 +212,7 @@ async fn edus_of_a_servers_own_users_are_shown() {
         receipt("@stranger:remote.test", &said),
         presence(bob),
         presence("@alice:here.test"),
-        json!({ "edu_type": "m.device_list_update", "content": {} }),
+        json!({ "edu_type": "m.unheard_of", "content": {} }),
         json!({ "edu_type": "m.typing", "content": [] }),
         json!({ "edu_type": 5 }),
         json!("no EDU"),
@@ -235,4 +236,81 @@ async fn edus_of_a_servers_own_users_are_shown() {
     alice.sets(&room, "m.room.server_acl", "", json!({ "allow": ["here.test"] })).await;
     remote.sends(&[], &[typing(&room, bob, true)]).await.ok();
     assert!(users.typing().users(room_id).is_empty());
+}
+
+#[tokio::test]
+async fn what_is_told_for_encryption_is_kept_and_messages_reach_the_device() {
+    let (here, _) = two().await;
+    let alice = here.user("alice").await;
+    let desk = here.device(&alice.user_id, "DESK").await;
+    let remote = Remote::new(&here, "remote.test");
+    let room = alice.creates_a_public_room().await;
+    remote.joins("bob", &room).await;
+    let sync = async |since: &str| desk.get(&format!("/_matrix/client/v3/sync?since={since}")).await.ok();
+    let first = desk.get("/_matrix/client/v3/sync").await.ok();
+
+    let message = |sender: &str, id: &str, n: u8| {
+        let messages = json!({
+            alice.user_id.as_str(): { "DESK": { "n": n }, "NONE": {} },
+            "@x:elsewhere.test": { "*": {} },
+        });
+        let content = json!({ "sender": sender, "type": "m.test", "message_id": id, "messages": messages });
+        json!({ "edu_type": "m.direct_to_device", "content": content })
+    };
+    let device = |user: &str, id: &str, stream_id: u64, prev_id: &[u64]| {
+        let keys = json!({ "user_id": user, "device_id": id, "keys": {} });
+        let mut content = json!({ "user_id": user, "device_id": id, "keys": keys });
+        content["stream_id"] = json!(stream_id);
+        content["prev_id"] = json!(prev_id);
+        json!({ "edu_type": "m.device_list_update", "content": content })
+    };
+    let signing = |user: &str| {
+        let content = json!({ "user_id": user, "master_key": { "user_id": user, "usage": ["master"] } });
+        json!({ "edu_type": "m.signing_key_update", "content": content })
+    };
+    let bob = "@bob:remote.test";
+    let edus = [
+        message(bob, "1", 1),
+        message(bob, "1", 1),
+        message("@bob:elsewhere.test", "2", 2),
+        json!({ "edu_type": "m.direct_to_device", "content": { "sender": bob } }),
+        device(bob, "TABLET", 3, &[]),
+        device(bob, "PHONE", 4, &[3]),
+        device("@stranger:remote.test", "PHONE", 1, &[]),
+        device("@bob:elsewhere.test", "PHONE", 1, &[]),
+        signing(bob),
+        signing("@stranger:remote.test"),
+    ];
+    remote.sends(&[], &edus).await.ok();
+    let told = sync(first["next_batch"].as_str().unwrap()).await;
+    let shown = json!([{ "type": "m.test", "sender": bob, "content": { "n": 1 } }]);
+    assert_eq!(told["to_device"]["events"], shown);
+    let again = sync(told["next_batch"].as_str().unwrap()).await;
+    assert_eq!(again.get("to_device"), None);
+
+    let store = &here.app.store;
+    let rows = store.range(&REMOTE_DEVICES, REMOTE_DEVICES.all(), Order::Forward, 10).await.unwrap();
+    let devices: Vec<_> = rows.iter().map(|((user, device), _)| (user.as_str(), device.as_str())).collect();
+    assert_eq!(devices, [(bob, "PHONE"), (bob, "TABLET")]);
+    let list = here.app.users.remote_device_list(bob.try_into().unwrap()).await.unwrap().unwrap();
+    assert_eq!((list.stream_id, list.is_stale), (4, false));
+    let keys =
+        store.range(&REMOTE_SIGNING_KEYS, REMOTE_SIGNING_KEYS.all(), Order::Forward, 10).await.unwrap();
+    assert_eq!(keys.len(), 1);
+}
+
+#[tokio::test]
+async fn users_without_keys_have_none_to_tell() {
+    let (here, _) = two().await;
+    let alice = here.user("alice").await;
+    let remote = Remote::new(&here, "remote.test");
+    let asked = json!({ "device_keys": { alice.user_id.as_str(): [], "@nobody:here.test": [] } });
+    let told = remote.post("/_matrix/federation/v1/user/keys/query", &asked).await.ok();
+    assert_eq!(told, json!({ "device_keys": { alice.user_id.as_str(): {} } }));
+    let claim = json!({ "one_time_keys": { alice.user_id.as_str(): { "DESK": "signed_curve25519" } } });
+    let told = remote.post("/_matrix/federation/v1/user/keys/claim", &claim).await.ok();
+    assert_eq!(told, json!({ "one_time_keys": {} }));
+    let others = json!({ "device_keys": { "@x:elsewhere.test": [] } });
+    let refused = remote.post("/_matrix/federation/v1/user/keys/query", &others).await;
+    refused.refused(400, "M_INVALID_PARAM");
 }

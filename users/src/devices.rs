@@ -1,5 +1,5 @@
 //! Devices of a user.
-//! * Removing a device removes its tokens in the same commit, and is in force when it is answered.
+//! * Removing a device removes its tokens and what waits for it in the same commit, and is in force when it is answered.
 
 use hearth_store::{Commit, CommitError, Order, StoreError};
 use ruma::{DeviceId, OwnedDeviceId, UserId};
@@ -135,6 +135,7 @@ impl Users {
                 commit.expect(&DEVICES, key, &row);
                 commit.delete(&DEVICES, key);
                 commit.delete(&LAST_SEEN, key);
+                self.drop_device_messages(key, &mut commit).await?;
                 delete_tokens(&row, &mut commit);
                 tokens.extend(row.access);
             }

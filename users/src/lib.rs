@@ -23,9 +23,11 @@ mod profiles;
 mod push_rules;
 mod receipts;
 mod registration_tokens;
+mod remote_keys;
 mod sessions;
 pub mod tables;
 mod tags;
+mod to_device;
 mod tokens;
 mod typing;
 mod uia;
@@ -49,10 +51,14 @@ pub use profiles::{PROFILE_KEY_MAX, PROFILE_MAX, Profile, ProfileChange, Profile
 pub use push_rules::{PushRuleError, PushRules, ShownPushRules, ShownRuleset};
 pub use receipts::{NewReceipt, Receipt, ReceiptKind, ReceiptOrder, receipt_content};
 pub use registration_tokens::RegistrationToken;
+pub use remote_keys::{DeviceListUpdate, REMOTE_DEVICES_MAX, SigningKeyUpdate};
 pub use sessions::{
     AuthenticateError, Authenticated, NewSession, RefreshError, Session, SessionError, is_device_id,
 };
 pub use tags::TagInfo;
+pub use to_device::{
+    DEVICE_MESSAGE_MAX, DeviceMessages, INBOX_MAX, INBOX_OF_SERVER, NewDeviceMessages, SHOWN_AT_ONCE,
+};
 pub use tokens::{TokenHash, random_name};
 pub use typing::{MAX_TYPING_TIMEOUT, Typing};
 pub use uia::{BodyDigest, UiaDone, UiaError, UiaRequest, UiaStage, UiaStageError};

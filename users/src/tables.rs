@@ -51,6 +51,22 @@ pub const RECEIPTS: Table<(String, String, u8, String), Positioned<ReceiptRecord
 pub const RECEIPT_CHANGES: Table<(String, StreamPosition, String, u8, String), ()> =
     Table::new("receipt_changes", Space(0x81));
 
+/// (user, device, position) → a message to the device, as it is shown: JSON with type, sender and content.
+pub const TO_DEVICE: Table<(String, String, StreamPosition), Blob> = Table::chunked("to_device", Space(0x88));
+/// (server, its id of messages to devices) → when they came.
+pub const TO_DEVICE_SEEN: Table<(String, String), u64> = Table::new("to_device_seen", Space(0x89));
+/// (when, server, id) → (). One row for each of `TO_DEVICE_SEEN`.
+pub const TO_DEVICE_SEEN_AT: Table<(u64, String, String), ()> = Table::new("to_device_seen_at", Space(0x8a));
+
+/// user of another server → how far their list of devices is known.
+pub const REMOTE_DEVICE_LISTS: Table<String, Positioned<RemoteDeviceList>> =
+    Table::mutable("remote_device_lists", Space(0x8b));
+/// (user of another server, device) → the device as its server told it, JSON.
+pub const REMOTE_DEVICES: Table<(String, String), Blob> = Table::chunked("remote_devices", Space(0x8c));
+/// (user of another server, usage) → the cross-signing key, JSON.
+pub const REMOTE_SIGNING_KEYS: Table<(String, String), Positioned<Blob>> =
+    Table::chunked_mutable("remote_signing_keys", Space(0x8d));
+
 /// An access token's row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccessToken {
@@ -122,3 +138,15 @@ pub struct ReceiptRecord {
     pub order: Option<(u64, u64)>,
 }
 impl Record for ReceiptRecord {}
+
+/// How far the devices of a user of another server are known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteDeviceList {
+    /// The number of the last change that was told.
+    pub stream_id: u64,
+    /// Changes were missed: the list is to be asked for anew before it is believed.
+    pub is_stale: bool,
+    /// How many devices there are rows of.
+    pub devices: u32,
+}
+impl Record for RemoteDeviceList {}

@@ -18,6 +18,7 @@ use crate::{
     presence::{Presence, PresenceOptions},
     profiles::Profile,
     sessions::CachedToken,
+    to_device::Inboxes,
     tokens::TokenHash,
     typing::Typing,
     uia::UiaSessions,
@@ -120,6 +121,7 @@ pub(crate) struct Inner {
     pub(crate) receipt_changes: LastChanges,
     pub(crate) seen: Seen,
     pub(crate) openid_tokens: OpenIdTokens,
+    pub(crate) inboxes: Inboxes,
     typing: Arc<Typing>,
     presence: Arc<Presence>,
     volatile: broadcast::Sender<Volatile>,
@@ -146,6 +148,7 @@ impl Users {
                 receipt_changes: LastChanges::new(floor, REMEMBERED_ROOMS),
                 seen: Seen::default(),
                 openid_tokens: OpenIdTokens::default(),
+                inboxes: Inboxes::default(),
                 typing: Arc::new(Typing::new(volatile.clone())),
                 presence: Arc::new(Presence::new(options.presence.clone(), volatile.clone())),
                 volatile,
@@ -172,7 +175,8 @@ impl Users {
         self.inner.volatile.subscribe()
     }
 
-    /// Whether anything of `user` may have changed after `since`: global and room account data, push rules.
+    /// Whether anything of `user` may have changed after `since`: global and room account data, push rules, messages to
+    /// their devices.
     /// In memory; `false` is certain for all positions up to the store's watermark.
     pub fn changed_since(&self, user: &UserId, since: StreamPosition) -> bool {
         self.inner.user_changes.changed_since(user.as_str(), since)
@@ -263,6 +267,9 @@ impl Users {
                 }
                 if let Err(error) = users.sweep_login_tokens().await {
                     tracing::warn!(%error, "expired login tokens could not be removed");
+                }
+                if let Err(error) = users.sweep_seen_messages().await {
+                    tracing::warn!(%error, "old ids of messages to devices could not be removed");
                 }
             }
             for task in tasks {

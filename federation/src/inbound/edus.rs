@@ -1,7 +1,7 @@
 //! What is not kept as events: who types, who has read what, who is there.
 //! * Only what a server says of its own users counts, and of a room only if they are in it and its ACL lets the server.
 //! * What cannot be read is passed over: nobody sends an EDU twice, and none fails its transaction.
-//! * For encryption (device lists, messages to devices, signing keys) there is no place yet; they are passed over too.
+//! * What is told for encryption is kept: see [`super::encryption`].
 
 use std::{borrow::Cow, collections::BTreeMap, collections::HashSet, sync::Arc, time::Duration};
 
@@ -121,6 +121,9 @@ impl Inbound {
                 "m.typing" => self.take_typing(origin, edu.content).await?,
                 "m.receipt" => self.read_receipts(origin, edu.content, &mut receipts).await?,
                 "m.presence" => self.take_presence(origin, edu.content),
+                "m.direct_to_device" => self.take_device_messages(origin, edu.content).await?,
+                "m.device_list_update" => self.take_device_list(origin, edu.content).await?,
+                "m.signing_key_update" => self.take_signing_keys(origin, edu.content).await?,
                 other => tracing::debug!(%origin, edu_type = other, "an EDU is passed over"),
             }
         }

@@ -10,6 +10,7 @@
 mod answers;
 mod early;
 mod edus;
+mod encryption;
 mod events;
 mod fetch;
 mod invites;

@@ -6,6 +6,7 @@ mod profiles;
 mod receipts;
 mod sessions;
 mod settings;
+mod to_device;
 mod uia;
 
 use std::sync::{

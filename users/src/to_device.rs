@@ -1,0 +1,339 @@
+//! Messages to single devices: kept until the device has them.
+//! * A message is on the disk before whoever brought it is answered, and stays until the device syncs from a point behind
+//!   it: a device may be shown it twice, and never not at all.
+//! * What another server brings twice under the same id is kept once, for a day and over restarts.
+//! * Each device has room for [`INBOX_MAX`] messages, [`INBOX_OF_SERVER`] of them from one server. What is beyond that is
+//!   dropped: nobody can fill up somebody's inbox for all others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use hearth_store::{Blob, Commit, CommitError, Order, StoreError, StreamPosition, Topic};
+use parking_lot::Mutex;
+use ruma::{DeviceId, OwnedServerName, OwnedUserId, ServerName, UserId, to_device::DeviceIdOrAllDevices};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::{
+    Users, UsersError,
+    tables::{DEVICES, TO_DEVICE, TO_DEVICE_SEEN, TO_DEVICE_SEEN_AT},
+};
+
+/// Messages that wait for one device.
+pub const INBOX_MAX: usize = 5_000;
+/// Messages from one server that wait for one device.
+pub const INBOX_OF_SERVER: usize = 1_000;
+/// Bytes of one message's content.
+pub const DEVICE_MESSAGE_MAX: usize = 64 * 1024;
+/// Messages that a device is shown at once.
+pub const SHOWN_AT_ONCE: usize = 100;
+/// Bytes of messages after which a device is shown no more at once.
+const SHOWN_BYTES: usize = 1024 * 1024;
+/// Bytes of the id under which another server sends a message.
+const MESSAGE_ID_MAX: usize = 255;
+/// Bytes of a message's type.
+const TYPE_MAX: usize = 255;
+/// How long it is remembered which messages came.
+const SEEN_MS: u64 = 24 * 3600 * 1000;
+/// Rows of a commit, and bytes.
+const ROWS_AT_ONCE: usize = 100;
+const BYTES_AT_ONCE: usize = 512 * 1024;
+/// Devices of a user that "all devices" means.
+const DEVICES_OF_USER: usize = 1_000;
+/// Inboxes whose fill is remembered.
+const COUNTED_MAX: usize = 10_000;
+
+/// Messages from one sender, as a server or a client hands them in.
+#[derive(Debug)]
+pub struct NewDeviceMessages<'a> {
+    /// Who sends them.
+    pub sender: &'a UserId,
+    /// Their type.
+    pub kind: &'a str,
+    /// To whom: the content for each device.
+    pub contents: BTreeMap<OwnedUserId, BTreeMap<DeviceIdOrAllDevices, &'a RawValue>>,
+}
+
+/// What waits for a device.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct DeviceMessages {
+    /// Each as JSON, the oldest first.
+    pub messages: Vec<Bytes>,
+    /// Everything up to here is among them.
+    pub upto: StreamPosition,
+}
+
+/// How full the inboxes are that were looked at last.
+#[derive(Default)]
+pub(crate) struct Inboxes(Mutex<HashMap<Key, Fill>>);
+
+type Key = (String, String);
+
+#[derive(Clone, Default)]
+struct Fill {
+    total: usize,
+    by_server: BTreeMap<OwnedServerName, usize>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Shown<'a> {
+    #[serde(rename = "type")]
+    kind: std::borrow::Cow<'a, str>,
+    sender: std::borrow::Cow<'a, UserId>,
+    #[serde(borrow)]
+    content: &'a RawValue,
+}
+
+impl Fill {
+    /// Counts one more from a server, if there is room.
+    fn take(&mut self, server: &ServerName) -> bool {
+        let of_server = self.by_server.entry(server.to_owned()).or_default();
+        if self.total >= INBOX_MAX || *of_server >= INBOX_OF_SERVER {
+            return false;
+        }
+        self.total += 1;
+        *of_server += 1;
+        true
+    }
+}
+
+impl Users {
+    /// Keeps messages for devices of this server's users; devices that do not exist are passed over. `id` is what the
+    /// sender's server names the messages by.
+    pub async fn keep_device_messages(
+        &self,
+        id: &str,
+        new: &NewDeviceMessages<'_>,
+    ) -> Result<(), UsersError> {
+        let server = new.sender.server_name();
+        if id.len() > MESSAGE_ID_MAX || new.kind.len() > TYPE_MAX {
+            return Ok(());
+        }
+        let seen = (server.to_string(), id.to_owned());
+        if self.inner.store.get(&TO_DEVICE_SEEN, &seen).await?.is_some() {
+            return Ok(());
+        }
+        let mut parts = vec![Part::default()];
+        for (user, devices) in &new.contents {
+            for (key, content) in self.receivers(user, devices).await? {
+                if content.get().len() > DEVICE_MESSAGE_MAX || !self.has_room(&key, server).await? {
+                    tracing::debug!(user = key.0, device = key.1, %server, "a message to a device is dropped");
+                    continue;
+                }
+                let shown =
+                    Shown { kind: new.kind.into(), sender: std::borrow::Cow::Borrowed(new.sender), content };
+                let Ok(message) = serde_json::to_vec(&shown) else { continue };
+                if parts.last().is_some_and(Part::is_full) {
+                    parts.push(Part::default());
+                }
+                if let Some(part) = parts.last_mut() {
+                    part.add(key, message);
+                }
+            }
+        }
+        let Some(last) = parts.pop().filter(|part| !part.users.is_empty()) else { return Ok(()) };
+        for part in parts {
+            self.commit_part(part).await?;
+        }
+        // With the last of them: what was cut off by a crash comes again.
+        let mut last = last;
+        let now_ms = self.now_ms();
+        last.commit.expect_absent(&TO_DEVICE_SEEN, &seen);
+        last.commit.put(&TO_DEVICE_SEEN, &seen, &now_ms);
+        last.commit.put(&TO_DEVICE_SEEN_AT, &(now_ms, seen.0, seen.1), &());
+        match self.commit_part(last).await {
+            // Brought twice at one time: the other one has kept them.
+            Err(CommitError::Conflict) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
+    /// What a device is to be shown after `since`, up to `upto` or, where that is too much at once, not so far. What lies
+    /// at `since` and before it has arrived, and is forgotten.
+    pub async fn device_messages(
+        &self,
+        user: &UserId,
+        device: &DeviceId,
+        since: Option<StreamPosition>,
+        upto: StreamPosition,
+    ) -> Result<DeviceMessages, StoreError> {
+        let mut told = DeviceMessages { messages: Vec::new(), upto };
+        if since.is_some_and(|since| !self.changed_since(user, since)) {
+            return Ok(told);
+        }
+        let key = crate::sessions::device_key(user, device);
+        if let Some(since) = since {
+            self.forget_arrived(&key, since).await?;
+        }
+        let since = since.unwrap_or(StreamPosition::ZERO);
+        let (from, to) = ((key.0.clone(), key.1.clone(), since), (key.0.clone(), key.1.clone(), upto));
+        let range = TO_DEVICE.prefix(&key).after(&from).up_to(&to);
+        // One more says whether these are all.
+        let rows = self.inner.store.range(&TO_DEVICE, range, Order::Forward, SHOWN_AT_ONCE + 1).await?;
+        let (mut bytes, mut reached) = (0, since);
+        for ((_, _, position), Blob(message)) in rows {
+            if told.messages.len() == SHOWN_AT_ONCE || bytes >= SHOWN_BYTES {
+                told.upto = reached;
+                break;
+            }
+            bytes += message.len();
+            reached = position;
+            told.messages.push(message);
+        }
+        Ok(told)
+    }
+
+    /// Adds to a commit that what waits for a device goes.
+    pub(crate) async fn drop_device_messages(
+        &self,
+        key: &Key,
+        commit: &mut Commit,
+    ) -> Result<(), StoreError> {
+        // A device that comes anew under the same id keeps what it is sent then.
+        let upto = (key.0.clone(), key.1.clone(), self.inner.store.watermark());
+        let range = TO_DEVICE.prefix(key).up_to(&upto);
+        if !self.inner.store.range(&TO_DEVICE, range.clone(), Order::Forward, 1).await?.is_empty() {
+            commit.delete_range_later(&TO_DEVICE, &range);
+        }
+        self.inner.inboxes.0.lock().remove(key);
+        Ok(())
+    }
+
+    /// Forgets the ids of messages that came long ago.
+    pub(crate) async fn sweep_seen_messages(&self) -> Result<(), UsersError> {
+        const BATCH: usize = 400;
+        let until = self.now_ms().saturating_sub(SEEN_MS);
+        loop {
+            let range = TO_DEVICE_SEEN_AT.all().before(&(until,));
+            let rows = self.inner.store.range(&TO_DEVICE_SEEN_AT, range, Order::Forward, BATCH).await?;
+            let mut commit = Commit::new();
+            for (key, ()) in &rows {
+                commit.delete(&TO_DEVICE_SEEN_AT, key);
+                commit.delete(&TO_DEVICE_SEEN, &(key.1.clone(), key.2.clone()));
+            }
+            if !commit.is_empty() {
+                self.inner.store.commit(commit).await?;
+            }
+            if rows.len() < BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The devices that are meant, each with its content.
+    async fn receivers<'a>(
+        &self,
+        user: &UserId,
+        devices: &BTreeMap<DeviceIdOrAllDevices, &'a RawValue>,
+    ) -> Result<Vec<(Key, &'a RawValue)>, StoreError> {
+        let store = &self.inner.store;
+        let mut found = Vec::new();
+        for (device, content) in devices {
+            match device {
+                DeviceIdOrAllDevices::AllDevices => {
+                    let range = DEVICES.prefix(&user.as_str().to_owned());
+                    let rows = store.range(&DEVICES, range, Order::Forward, DEVICES_OF_USER).await?;
+                    found.extend(rows.into_iter().map(|(key, _)| (key, *content)));
+                }
+                DeviceIdOrAllDevices::DeviceId(device) => {
+                    let key = crate::sessions::device_key(user, device);
+                    if store.get(&DEVICES, &key).await?.is_some() {
+                        found.push((key, *content));
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether there is room for one more from a server, which is then counted.
+    async fn has_room(&self, key: &Key, server: &ServerName) -> Result<bool, StoreError> {
+        if let Some(fill) = self.inner.inboxes.0.lock().get_mut(key) {
+            return Ok(fill.take(server));
+        }
+        let range = TO_DEVICE.prefix(key);
+        let rows = self.inner.store.range(&TO_DEVICE, range, Order::Forward, INBOX_MAX).await?;
+        let mut fill = Fill { total: rows.len(), ..Fill::default() };
+        for (_, Blob(message)) in rows {
+            let sender = serde_json::from_slice::<Shown<'_>>(&message).ok().map(|shown| shown.sender);
+            if let Some(sender) = sender {
+                *fill.by_server.entry(sender.server_name().to_owned()).or_default() += 1;
+            }
+        }
+        let mut inboxes = self.inner.inboxes.0.lock();
+        if inboxes.len() >= COUNTED_MAX {
+            inboxes.clear();
+        }
+        Ok(inboxes.entry(key.clone()).or_insert(fill).take(server))
+    }
+
+    async fn commit_part(&self, part: Part) -> Result<(), CommitError> {
+        let users: Vec<Arc<str>> = part.users.into_iter().map(Arc::from).collect();
+        let mut commit = part.commit;
+        for user in &users {
+            commit.touch(Topic::new(b'u', user.as_bytes()));
+            self.inner.user_changes.begin(user);
+        }
+        let done = self.commit_then(commit, move |this, outcome| {
+            let position = outcome.as_ref().ok().map(hearth_store::Committed::last);
+            for user in &users {
+                this.inner.user_changes.finish(user, position);
+            }
+            // Counted, and not there.
+            if outcome.is_err() {
+                this.inner.inboxes.0.lock().clear();
+            }
+        });
+        done.await.map(|_| ())
+    }
+
+    async fn forget_arrived(&self, key: &Key, since: StreamPosition) -> Result<(), StoreError> {
+        let upto = (key.0.clone(), key.1.clone(), since);
+        loop {
+            let range = TO_DEVICE.prefix(key).up_to(&upto);
+            let rows = self.inner.store.range(&TO_DEVICE, range, Order::Forward, ROWS_AT_ONCE).await?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            let mut commit = Commit::new();
+            rows.iter().for_each(|(row, _)| commit.delete(&TO_DEVICE, row));
+            let key = key.clone();
+            let done = self.commit_then(commit, move |users, _| {
+                users.inner.inboxes.0.lock().remove(&key);
+            });
+            match done.await {
+                Ok(_) | Err(CommitError::Conflict) => {}
+                Err(CommitError::Store(error)) => return Err(error),
+            }
+            if rows.len() < ROWS_AT_ONCE {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What goes into one commit.
+#[derive(Default)]
+struct Part {
+    commit: Commit,
+    users: BTreeSet<String>,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Part {
+    fn is_full(&self) -> bool {
+        self.rows >= ROWS_AT_ONCE || self.bytes >= BYTES_AT_ONCE
+    }
+
+    fn add(&mut self, (user, device): Key, message: Vec<u8>) {
+        self.rows += 1;
+        self.bytes += message.len();
+        self.users.insert(user.clone());
+        let position = self.commit.position();
+        self.commit.put_new(&TO_DEVICE, &(user, device, position), &Blob(message.into()));
+    }
+}
