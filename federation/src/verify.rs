@@ -96,16 +96,8 @@ impl Checkers {
 }
 
 impl Federation {
-    /// The events of one room, or of rooms of one version. What comes out has the order of what went in.
-    pub async fn verify_pdus(
-        &self,
-        rules: &'static RoomRules,
-        raw: impl IntoIterator<Item = impl Into<Json>>,
-    ) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
-        self.verify_each(raw.into_iter().map(|pdu| (rules, pdu.into())).collect()).await
-    }
-
-    /// The same for the answer of a server that we asked.
+    /// Events out of the answer of a server that we asked: reads them, looks up all keys that they need at once, checks
+    /// signatures and hashes. What comes out has the order of what went in.
     pub async fn verify_answer(
         &self,
         server: &ServerName,
@@ -114,12 +106,6 @@ impl Federation {
     ) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
         let read = self.checkers().map(raw, move |pdu| read(rules, &pdu)).await?;
         self.verify_read(read, KeyNeeds::new().asked_of(server)).await
-    }
-
-    /// Events of several rooms: reads them, looks up all keys that they need at once, checks signatures and hashes.
-    pub async fn verify_each(&self, raw: Vec<Raw>) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
-        let read = self.checkers().map(raw, |(rules, pdu)| read(rules, &pdu)).await?;
-        self.verify_read(read, KeyNeeds::new()).await
     }
 
     /// The same for events that a server gave us: it is because of that one that their keys are looked up.
@@ -140,18 +126,6 @@ impl Federation {
     ) -> Result<Vec<Result<VerifiedPdu, BadPdu>>, StoreError> {
         let needs = KeyNeeds::new().asked_of(server);
         self.verify_read(events.into_iter().map(Ok).collect(), needs).await
-    }
-
-    /// What is known of the keys that the signatures of these events need, after asking for what is missing.
-    pub async fn keys_of_pdus(
-        &self,
-        events: impl IntoIterator<Item = (&'static RoomRules, &ReceivedPdu)>,
-    ) -> Result<ServerKeys, StoreError> {
-        let mut needs = KeyNeeds::new();
-        for (rules, pdu) in events {
-            needs.add_pdu(rules, pdu);
-        }
-        self.keys().keys_for(&needs).await
     }
 
     async fn verify_read(

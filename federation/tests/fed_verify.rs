@@ -33,8 +33,8 @@ fn pdu(rules: &RoomRules, server: &str, signed_with: &Keypair, body: &str) -> Pd
     draft.build(rules, &place, signed_with).unwrap()
 }
 
-fn raw(json: &str) -> Box<RawValue> {
-    RawValue::from_string(json.to_owned()).unwrap()
+fn json_of(json: &str) -> Json {
+    RawValue::from_string(json.to_owned()).unwrap().into()
 }
 
 #[tokio::test(start_paused = true)]
@@ -52,7 +52,7 @@ async fn each_event_is_judged_for_itself_and_keeps_its_place() {
     broken["signatures"]["a.test"]["ed25519:1"] = json!("A".repeat(86));
     let events =
         [good.json(), "7", forged.json(), &changed.to_string(), of_nobody.json(), &broken.to_string()];
-    let verified = here.verify_pdus(rules, events.map(raw)).await.unwrap();
+    let verified = here.verify_answer(&name("a.test"), rules, events.map(json_of).to_vec()).await.unwrap();
     assert_eq!(verified.len(), events.len());
     assert_eq!(verified[0].as_ref().unwrap().pdu(), &good);
     assert!(matches!(&verified[1], Err(BadPdu { event_id: None, .. })));
@@ -82,7 +82,10 @@ async fn many_events_are_checked_in_order_and_need_few_questions() {
             pdu(rules, server, &key(signer, "1"), &number.to_string())
         })
         .collect();
-    let verified = here.verify_pdus(rules, all.iter().map(|pdu| raw(pdu.json()))).await.unwrap();
+    let verified = here
+        .verify_answer(&name("a.test"), rules, all.iter().map(|pdu| json_of(pdu.json())).collect())
+        .await
+        .unwrap();
     assert_eq!(verified.len(), all.len());
     for (number, (verified, pdu)) in verified.iter().zip(&all).enumerate() {
         assert_eq!(verified.is_ok(), number % 10 != 9, "{number}");
@@ -103,8 +106,8 @@ async fn events_of_rooms_of_several_versions_go_together() {
         .into_iter()
         .map(|version| (rules(version.clone()), pdu(rules(version), "a.test", &key("a.test", "1"), "x")))
         .collect();
-    let each = all.iter().map(|(rules, pdu)| (*rules, Json::from(raw(pdu.json())))).collect();
-    for (verified, (_, pdu)) in here.verify_each(each).await.unwrap().iter().zip(&all) {
+    let each = all.iter().map(|(rules, pdu)| (*rules, json_of(pdu.json()))).collect();
+    for (verified, (_, pdu)) in here.verify_each_of(&name("a.test"), each).await.unwrap().iter().zip(&all) {
         assert_eq!(verified.as_ref().unwrap().pdu(), pdu);
     }
     assert_eq!(world.times_asked("a.test"), 1);
@@ -121,13 +124,13 @@ async fn whose_events_need_keys_of_silent_servers_holds_up_no_other() {
     for origin in 0..5 {
         let events = (0..50).map(|number| {
             let server = format!("n{number}o{origin}.tarpit.test");
-            (rules, Json::from(raw(pdu(rules, &server, &key(&server, "1"), "x").json())))
+            (rules, json_of(pdu(rules, &server, &key(&server, "1"), "x").json()))
         });
         let (here, events) = (here.clone(), events.collect());
         checking.spawn(async move { here.verify_each_of(&name(&format!("o{origin}.test")), events).await });
     }
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    let good = vec![(rules, Json::from(raw(pdu(rules, "a.test", &key("a.test", "1"), "x").json())))];
+    let good = vec![(rules, json_of(pdu(rules, "a.test", &key("a.test", "1"), "x").json()))];
     let other = name("other.test");
     let checked = tokio::time::timeout(std::time::Duration::from_secs(5), here.verify_each_of(&other, good));
     assert!(checked.await.expect("it does not wait for them").unwrap()[0].is_ok());

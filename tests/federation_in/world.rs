@@ -98,7 +98,7 @@ pub async fn joins(user: &TestUser, room: &str, through: &TestServer) {
     let answer = client.send_join(name_of(through), &room_id, &event_id, join.pdu().json(), false).await;
     let answer = answer.unwrap();
     let checked = |events| async move {
-        let all = there.federation.verify_pdus(rules, events).await.unwrap();
+        let all = there.federation.verify_answer(name_of(through), rules, events).await.unwrap();
         all.into_iter().map(Result::unwrap).collect::<Vec<VerifiedPdu>>()
     };
     let enter = EnterRoom {
