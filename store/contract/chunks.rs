@@ -1,6 +1,8 @@
 //! Values longer than a row may be.
 
-use hearth_store::{Blob, Commit, CommitError, Order, Positioned, Scan, Space, Store, Table, VALUE_MAX};
+use hearth_store::{
+    Blob, Commit, CommitError, Order, Positioned, Scan, Space, Store, StreamPosition, Table, VALUE_MAX,
+};
 
 use super::{Here, LONG, Seeded};
 
@@ -42,6 +44,29 @@ pub async fn a_long_value_comes_back(here: Here) {
     let done = here.store.commit(commit).await.unwrap();
     let found = here.store.get(&MARKED, &1).await.unwrap().unwrap();
     assert_eq!(found, Positioned { position: done.last(), value });
+}
+
+pub async fn long_values_lie_where_their_positions_put_them(here: Here) {
+    const STREAM: Table<(u64, StreamPosition), Blob> = Table::chunked("stream", Space(0x27));
+    let mut random = Seeded::new(4);
+    let mut written = Vec::new();
+    for round in 0..3 {
+        let mut commit = Commit::new();
+        let values = [random.bytes(20_000), random.bytes(10), random.bytes(7_000)];
+        for value in &values {
+            let position = commit.position();
+            commit.put_new(&STREAM, &(9, position), &Blob(value.clone().into()));
+        }
+        let done = here.store.commit(commit).await.unwrap();
+        assert_eq!(done.last().get(), 3 * (round + 1));
+        written.extend(values);
+    }
+    let found = here.store.range(&STREAM, STREAM.prefix(&9_u64), Order::Forward, 100).await.unwrap();
+    let found: Vec<_> = found.into_iter().map(|((_, position), value)| (position.get(), value.0)).collect();
+    let expected: Vec<_> = (1..).zip(written.into_iter().map(Into::into)).collect();
+    assert!(found == expected);
+    let last = here.store.get(&STREAM, &(9, StreamPosition::new(7))).await.unwrap();
+    assert_eq!(last.unwrap().0.len(), 20_000);
 }
 
 pub async fn a_shorter_value_leaves_no_pieces_behind(here: Here) {

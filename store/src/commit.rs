@@ -338,9 +338,13 @@ impl Commit {
         self.arena.extend_from_slice(&tag);
         let head = Span { start: head.start, end: self.arena.len() as u32 };
         self.ops.push(Op { key, value: Some(head), mutable, pieces: Some(pieces as u8) });
-        let key = self.slice(key).to_vec();
+        let is_in_key = |slot: &&Slot| (key.start..key.end).contains(&slot.at);
+        let slots: Vec<Slot> = self.slots.iter().filter(is_in_key).copied().collect();
+        let (key, from) = (self.slice(key).to_vec(), key.start);
         for (n, piece) in tail.chunks(chunk::TAIL).enumerate() {
             let key = self.raw(&chunk::piece_key(&key, n as u8 + 1));
+            // The pieces lie where the position puts the first of them.
+            self.slots.extend(slots.iter().map(|slot| Slot { at: slot.at - from + key.start, ..*slot }));
             let value = self.raw(&tag);
             let value = Span { start: value.start, end: self.raw(piece).end };
             self.ops.push(Op { key, value: Some(value), mutable: false, pieces: None });

@@ -267,7 +267,7 @@ pub(crate) fn needed(records: &[Record], last: u64) -> (Vec<(u64, &[Row])>, Opti
         run -= 1;
     }
     let is_missing = records[run].first > last + 1;
-    let after = if is_missing { last } else { newest.settled.unwrap_or(last) };
+    let after = if is_missing { last } else { newest.settled.unwrap_or(0) };
     let (mut batches, mut expected) = (Vec::new(), None);
     for record in records.iter().skip(if is_missing { 0 } else { run }) {
         for (number, rows) in (record.first..).zip(&record.batches).filter(|(number, _)| *number > after) {
@@ -425,7 +425,7 @@ mod tests {
         assert_eq!(numbers(&records, 3), (vec![4], Some(6)));
         // Of before it was noted what the engine had.
         let records = [record(4, None, 2), record(6, None, 1)];
-        assert_eq!(numbers(&records, 4), (vec![5, 6], None));
+        assert_eq!(numbers(&records, 4), (vec![4, 5, 6], None));
     }
 
     #[test]

@@ -71,6 +71,7 @@ promises! {
         a_flip_that_conflicts_leaves_nothing_behind;
     chunks:
         a_long_value_comes_back,
+        long_values_lie_where_their_positions_put_them,
         a_shorter_value_leaves_no_pieces_behind,
         ranges_see_long_values_once,
         a_long_value_can_be_a_precondition,
