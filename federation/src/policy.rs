@@ -222,9 +222,11 @@ fn for_now(error: &RemoteError) -> Option<Unheard> {
     if is_limit || error.status == StatusCode::TOO_MANY_REQUESTS {
         return Some(Unheard::Limited(retry_after_ms(error).map(Duration::from_millis)));
     }
-    // It could not check who asks, or whatever stands before it found nobody.
-    let is_asked_in_vain = matches!(error.status, StatusCode::UNAUTHORIZED | StatusCode::REQUEST_TIMEOUT);
-    (is_asked_in_vain || error.status.is_server_error()).then_some(Unheard::Failed)
+    // All else is said by whatever stands before it, or by one that could not check who asks.
+    let is_refusal = error.errcode.is_some()
+        && error.status.is_client_error()
+        && !matches!(error.status, StatusCode::UNAUTHORIZED | StatusCode::REQUEST_TIMEOUT);
+    (!is_refusal).then_some(Unheard::Failed)
 }
 
 fn refused(server: &OwnedServerName, error: &RemoteError) -> PolicyRefusal {

@@ -17,8 +17,9 @@ pub const BEHIND: Table<(String, RoomSn), BehindRow> = Table::new("servers_behin
 /// server, when → a message to the server that must arrive, whole as JSON.
 pub const MUST_ARRIVE: Table<(String, StreamPosition), Blob> = Table::chunked("must_arrive", Space(0xca));
 
-/// room, event → an event whose keys could not be had yet, who gave it to us and since when, as JSON.
-pub const UNCHECKED: Table<(String, String), Blob> = Table::chunked("events_unchecked", Space(0xcb));
+/// room, event, the server that gave it to us → an event whose keys could not be had yet, that server and since when, as
+/// JSON. What one server gave says nothing of what another one did: signatures do not count for an event's id.
+pub const UNCHECKED: Table<(String, String, String), Blob> = Table::chunked("events_unchecked", Space(0xcb));
 
 /// What a server was not sent of a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -188,6 +188,28 @@ async fn an_event_that_cannot_be_checked_is_given_up_a_day_after_it_first_came()
     assert_eq!(home.status(&events[0]).await, Some(Status::Accepted));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_bad_copy_of_what_cannot_be_checked_keeps_out_no_good_one() {
+    let world = World::new();
+    let (home, inbound) = here(&world).await;
+    let room = room_with_bob(&world, &home).await;
+    Fake::new(&world, "lost.test").join(&home, "dora", &room).await;
+    Fake::new(&world, "other.test").join(&home, "eve", &room).await;
+    world.publishes("other.test", "1", &[]);
+    world.gone("lost.test");
+    let events = home.messages(&room, user_id!("@dora:lost.test"), &["hello"]).await;
+    let mut garbled: Value = serde_json::from_str(events[0].json()).unwrap();
+    garbled["signatures"]["lost.test"]["ed25519:1"] = json!("A".repeat(86));
+    let body = json!({ "origin": "peer.test", "origin_server_ts": 1, "pdus": [garbled] }).to_string();
+    inbound.transaction(&name("peer.test"), "1", Bytes::from(body)).await.unwrap();
+    let answer = hands_over(&inbound, "other.test", "1", &events).await;
+    assert_eq!(answer["pdus"], json!({ events[0].event_id().as_str(): {} }));
+    world.passes(3 * HOUR);
+    world.publishes("lost.test", "1", &[]);
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(home.status(&events[0]).await, Some(Status::Accepted));
+}
+
 /// A network in which the server that lets another one in is faster with what comes next than with its answer.
 struct Hasty {
     home: Home,

@@ -277,7 +277,18 @@ impl Act for Enqueue {
 pub(crate) struct Waiting {
     number: u64,
     event_id: OwnedEventId,
+    origin: OwnedServerName,
     bytes: usize,
+}
+
+/// Where the oldest event is of the server that has given most, by bytes: nobody makes room at others' cost.
+fn oldest_of_most(waiting: &VecDeque<Waiting>) -> Option<usize> {
+    let mut held: BTreeMap<&ServerName, usize> = BTreeMap::new();
+    for one in waiting {
+        *held.entry(&one.origin).or_default() += one.bytes.max(QUEUED_BYTES_MAX / QUEUED_EVENTS_MAX);
+    }
+    let most = held.into_iter().max_by_key(|(_, bytes)| *bytes)?.0;
+    waiting.iter().position(|one| *one.origin == *most)
 }
 
 impl Turn {
@@ -295,14 +306,15 @@ impl Turn {
             let number = head.next_queued;
             head.next_queued += 1;
             self.commit.put_new(&QUEUE, &(room.sn, number), &queued);
-            waiting.push_back(Waiting { number, event_id: queued.event_id, bytes: queued.pdu.len() });
+            let (event_id, origin) = (queued.event_id, queued.origin);
+            waiting.push_back(Waiting { number, event_id, origin, bytes: queued.pdu.len() });
         }
         let mut bytes: usize = waiting.iter().map(|waiting| waiting.bytes).sum();
         while waiting.len() > QUEUED_EVENTS_MAX || bytes > QUEUED_BYTES_MAX {
-            let Some(oldest) = waiting.pop_front() else { break };
+            let Some(oldest) = oldest_of_most(&waiting).and_then(|at| waiting.remove(at)) else { break };
             tracing::warn!(
-                room_id = %room.room_id, event_id = %oldest.event_id,
-                "too many events wait in this room, the oldest is dropped"
+                room_id = %room.room_id, event_id = %oldest.event_id, origin = %oldest.origin,
+                "too many events wait in this room, the oldest of the server that gave most is dropped"
             );
             bytes -= oldest.bytes;
             self.commit.delete(&QUEUE, &(room.sn, oldest.number));
@@ -317,6 +329,7 @@ impl Turn {
         let waiting = rows.into_iter().map(|((_, number), row)| Waiting {
             number,
             event_id: row.event_id,
+            origin: row.origin,
             bytes: row.pdu.len(),
         });
         Ok(waiting.collect())

@@ -5,7 +5,7 @@
 //! * So many wait for one room, some of each server, and so many bytes in all, of which each server has a share. What is beyond that is passed
 //!   over, like events of rooms that are not known here.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use hearth_rooms::{RoomInfo, tables::Residency};
@@ -26,6 +26,9 @@ pub const EARLY_OF_A_ROOM: usize = 200;
 pub const EARLY_OF_A_SERVER: usize = 50;
 /// Bytes of all events that wait for joins.
 pub const EARLY_BYTES: usize = 16 * 1024 * 1024;
+/// How long until it is tried again to take them in, and after which pause no more.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(32);
 
 /// Events that wait for joins.
 pub(super) struct Early {
@@ -94,9 +97,16 @@ impl Inbound {
             for some in waiting.chunk_by(|one, next| one.origin == next.origin) {
                 let Some(Waiting { origin, .. }) = some.first() else { continue };
                 for some in some.chunks(PDUS_MAX) {
-                    let pdus = some.iter().map(|waiting| waiting.pdu.clone()).collect();
-                    if let Err(error) = inbound.take_events(origin, pdus).await {
-                        tracing::warn!(%origin, room_id = %room, %error, "events that waited for a join are lost");
+                    let pdus: Vec<_> = some.iter().map(|waiting| waiting.pdu.clone()).collect();
+                    let mut pause = FIRST_PAUSE;
+                    // Their servers were told that they arrived. Right after a join a room has much to do.
+                    while let Err(error) = inbound.take_events(origin, pdus.clone()).await {
+                        if pause > LONGEST_PAUSE {
+                            tracing::warn!(%origin, room_id = %room, %error, "events that waited for a join are lost");
+                            break;
+                        }
+                        tokio::time::sleep(pause).await;
+                        pause *= 2;
                     }
                 }
             }

@@ -2,7 +2,7 @@
 //! * An event of which nothing is heard stays in its room's queue and is asked about again, later each time. Nothing of
 //!   this is on the disk: a restart begins to wait anew.
 //! * No event waits for ever: after [`POLICY_PATIENCE`] it counts as not recommended, which is what the specification says
-//!   of an event without the signature. So do the oldest ones while more than half of the queue is taken: what is
+//!   of an event without the signature. So do the oldest ones while they take more than half of the queue: what is
 //!   soft-failed is held, and what finds no place in the queue is not.
 
 use std::{collections::HashMap, time::Duration};
@@ -80,14 +80,15 @@ impl Silence {
         (!left.is_zero()).then_some(left)
     }
 
-    /// Whether nothing was heard of an event that waits.
+    /// Whether nothing was heard of an event that waits, and may still be. Who is over that patience and lacks something
+    /// else besides is given up like others.
     pub(super) fn is_about(&self, event: &EventId) -> bool {
-        self.events.contains_key(event)
+        self.events.get(event).is_some_and(|waits| waits.since.elapsed() < POLICY_PATIENCE)
     }
 
     /// Whether there is such an event.
     pub(super) fn is_any(&self) -> bool {
-        !self.events.is_empty()
+        self.events.keys().any(|event| self.is_about(event))
     }
 
     /// Forgets those that wait no more.
@@ -126,8 +127,10 @@ impl Silence {
     /// Those of the queue for which it is waited no longer.
     fn over(&self, queue: &[Queued<'_>]) -> Vec<OwnedEventId> {
         let mut over = Vec::new();
-        let mut events = queue.len();
-        let mut bytes = queue.iter().map(|(_, size)| size).sum::<usize>();
+        // What waits for something else is not theirs to make room for.
+        let own = queue.iter().filter(|(event, _)| self.events.contains_key(event.event_id()));
+        let (mut events, mut bytes) =
+            own.fold((0, 0), |(events, bytes), (_, size)| (events + 1, bytes + size));
         for (event, size) in queue {
             let Some(waits) = self.events.get(event.event_id()) else { continue };
             let crowded = events > QUEUED_EVENTS_MAX / 2 || bytes > QUEUED_BYTES_MAX / 2;

@@ -37,8 +37,8 @@ const GIVEN_UP_KEPT: usize = UNCHECKED_MAX;
 /// Events that are tried in one go: as many as a transaction has.
 const AT_ONCE: usize = 50;
 
-/// By room and event.
-type Key = (String, String);
+/// By room, event and the server that gave it to us: one that cannot be checked must not keep out the same event of others.
+type Key = (String, String, String);
 
 /// Those that wait, by whom they were given.
 pub(super) struct Unchecked {
@@ -104,7 +104,7 @@ impl Inbound {
         event: &EventId,
         pdu: &Json,
     ) -> Result<bool, StoreError> {
-        let key = (room.to_string(), event.to_string());
+        let key = (room.to_string(), event.to_string(), origin.to_string());
         let unchecked = &self.0.unchecked;
         if unchecked.given_up.get(&key).is_some() || !unchecked.waiting.lock().add(key.clone(), origin) {
             return Ok(false);
@@ -251,7 +251,8 @@ mod tests {
     #[test]
     fn there_is_room_for_so_many_of_one_server_and_of_all() {
         let mut waiting = Waiting::default();
-        let key = |server: usize, event: usize| ("!r".to_owned(), format!("${server}.{event}"));
+        let key =
+            |server: usize, event: usize| ("!r".to_owned(), format!("${event}"), format!("s{server}.test"));
         let name = |server: usize| OwnedServerName::try_from(format!("s{server}.test")).unwrap();
         for event in 0..UNCHECKED_OF_A_SERVER {
             assert!(waiting.add(key(0, event), &name(0)));

@@ -2,7 +2,7 @@
 
 use hearth_dag::Pdu;
 use hearth_rooms::*;
-use ruma::OwnedRoomId;
+use ruma::{OwnedRoomId, ServerName};
 use serde_json::json;
 
 use crate::peers::*;
@@ -116,6 +116,24 @@ async fn a_queue_is_bounded_and_the_oldest_make_room() {
     let queued: Vec<Pdu> =
         world.rooms.queued_events(&room).await.unwrap().into_iter().map(|(pdu, _)| pdu.into_pdu()).collect();
     assert_eq!(ids(&queued), ids(&flood[5..]));
+}
+
+#[tokio::test]
+async fn a_flood_of_one_server_takes_no_place_in_the_queue_from_others() {
+    let (world, peer, room, events) = story().await;
+    let info = peer.rooms.room(&room).await.unwrap().unwrap();
+    let state = state_of(&peer.rooms, &room).await;
+    let carol = peer.user("carol");
+    let other = ServerName::parse("other.test").unwrap();
+    for number in 0..QUEUED_EVENTS_MAX + 20 {
+        let say = Say::message(&carol, &number.to_string());
+        let pdu = forge(&room, info.rules, say, &[&events[4]], &state);
+        let origin = if number < 3 { &other } else { &peer.name };
+        world.rooms.enqueue(&built(&pdu), origin).await.unwrap();
+    }
+    let queued = world.rooms.queued_events(&room).await.unwrap();
+    assert_eq!(queued.len(), QUEUED_EVENTS_MAX);
+    assert_eq!(queued.iter().filter(|(_, origin)| *origin == other).count(), 3);
 }
 
 #[tokio::test]
