@@ -6,10 +6,10 @@ use std::time::Duration;
 use axum::extract::State;
 use hearth_rooms::{
     EventKey,
-    read::{Direction, EventFilter, PageRequest, Reader},
+    read::{Direction, EventFilter, PageRequest, Reader, SyncToken},
     tables::EVENT_NUMBERS,
 };
-use hearth_store::{Order, Store};
+use hearth_store::{Order, Store, StreamPosition};
 use hearth_users::Users;
 use http::Method;
 use ruma::{
@@ -147,6 +147,8 @@ async fn look(
         set_presence: PresenceState::Online,
         timeout,
         state: StateWanted::Before,
+        // These endpoints have no place for them.
+        to_device: false,
     };
     let answer = sync.sync(&request).await?;
     serde_json::from_slice(&answer).map_err(MatrixError::internal)
@@ -176,7 +178,7 @@ async fn events(
     }
     let start = match query.from.filter(|from| !from.is_empty()) {
         Some(from) => from,
-        None => sync.now().await.to_string(),
+        None => SyncToken { to_device: StreamPosition::ZERO, ..sync.now().await }.to_string(),
     };
     let filter = json!({ "room": { "timeline": { "limit": MAX_LIMIT } } });
     let look = |timeout| look(&sync, user.clone(), &filter, Some(&start), timeout);

@@ -99,6 +99,7 @@ async fn sync(
             (_, true) => StateWanted::AfterUnstable,
             _ => StateWanted::Before,
         },
+        to_device: true,
     };
     tokio::select! {
         biased;

@@ -59,6 +59,11 @@ impl LazyMembers {
 }
 
 impl Sending {
+    /// A look begins: what the one before it found is not sent.
+    pub fn begin(&self) {
+        self.now.lock().clear();
+    }
+
     /// Notes a member event; whether it is news to the device.
     pub fn is_new(&self, room: RoomSn, key: StateKeySn, event: EventSn) -> bool {
         let is_known = self.device.lock().members.get(&(room, key)) == Some(&event);

@@ -169,7 +169,8 @@ impl ClientSync {
     pub async fn now(&self) -> SyncToken {
         let (typing, presence) = (self.users.typing().counter(), self.users.presence().counter());
         let position = self.tracker.caught_up().await;
-        SyncToken { epoch: self.store.epoch(), position, boot: self.boot, typing, presence }
+        let (epoch, boot) = (self.store.epoch(), self.boot);
+        SyncToken { epoch, position, boot, typing, presence, to_device: position }
     }
 
     /// Answers a request, when there is something to tell or its time is up.
@@ -182,8 +183,11 @@ impl ClientSync {
         loop {
             let active = self.tracker.active(&request.user).await?;
             let mut wakening = active.wakening();
-            let next = self.now().await;
+            let mut next = self.now().await;
             since = self.usable(since, next)?;
+            if !request.to_device {
+                next.to_device = since.map_or(StreamPosition::ZERO, |since| since.to_device);
+            }
             let known = since.filter(|_| !request.full_state);
             let may_be_new = known.is_none_or(|since| self.may_be_new(request, &active, since, next));
             let news = match may_be_new {
@@ -215,6 +219,7 @@ impl ClientSync {
     fn may_be_new(&self, request: &SyncRequest, active: &Active, since: SyncToken, next: SyncToken) -> bool {
         since.boot != self.boot
             || since.position < self.tracker.started_at()
+            || (request.to_device && since.to_device < since.position)
             || since.typing < next.typing
             || (since.presence < next.presence && self.wants_presence(request))
             || active.may_have_changed_after(since.position)
@@ -239,11 +244,16 @@ impl ClientSync {
         next: SyncToken,
         sent: &Sending,
     ) -> Result<Option<(Vec<u8>, SyncToken)>, StoreError> {
+        sent.begin();
         let user = &request.user;
+        let mut next = next;
+        let mut messages = Vec::new();
+        if request.to_device {
+            let seen = since.map(|since| since.to_device);
+            let told = self.users.device_messages(user, &request.device, seen, next.position).await?;
+            (messages, next.to_device) = (told.messages, told.upto);
+        }
         let after = since.map(|since| since.position);
-        let inbox = self.users.device_messages(user, &request.device, after, next.position).await?;
-        // Where more waits for the device than it is sent at once, all else goes as far too.
-        let next = SyncToken { position: inbox.upto, ..next };
         let own = self.users.account_data_changes(user, after, next.position).await?;
         let ignored = self.users.ignored_users(user).await?;
         let now_ms = (self.clock)();
@@ -267,7 +277,7 @@ impl ClientSync {
             out.push(b'}');
         }
         is_news |= push_account_data(&round, &mut list);
-        is_news |= push_to_device(&inbox.messages, &mut list);
+        is_news |= push_to_device(&messages, &mut list);
         is_news |= self.push_presence(&round, &mut list).await?;
         if !is_news {
             return Ok(None);

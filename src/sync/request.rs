@@ -19,6 +19,8 @@ pub struct SyncRequest {
     pub set_presence: PresenceState,
     pub timeout: Duration,
     pub state: StateWanted,
+    /// Messages to the device are told, and those that the token names were received. Otherwise they wait on.
+    pub to_device: bool,
 }
 
 /// Which state of a room goes with its timeline, and under which name.

@@ -1,7 +1,11 @@
-//! The own devices: listed, renamed, removed with the password.
+//! The own devices: listed, renamed, removed with the password; and messages to them.
 
-use hearth::testing::{Answer, TestServer, TestUser};
+use std::collections::BTreeMap;
+
+use hearth::testing::{Answer, TestServer, TestUser, encoded};
+use hearth_users::NewDeviceMessages;
 use http::Method;
+use ruma::user_id;
 use serde_json::{Value, json};
 
 const DEVICES: &str = "/_matrix/client/v3/devices";
@@ -92,4 +96,50 @@ async fn several_devices_are_removed_at_once_unknown_ones_passed_over() {
     let many: Vec<String> = (0..1_001).map(|number| number.to_string()).collect();
     desk.post(DELETE_SEVERAL, json!({ "devices": many })).await.refused(400, "M_INVALID_PARAM");
     desk.post(DELETE_SEVERAL, json!({})).await.refused(400, "M_MISSING_PARAM");
+}
+
+#[tokio::test]
+async fn messages_to_a_device_come_with_its_syncs_some_at_a_time() {
+    let server = TestServer::start().await;
+    let alice = server.user("alice").await;
+    let desk = server.device(&alice.user_id, "DESK").await;
+    let room = alice.creates_a_room(json!({})).await;
+    let brings = async |id: usize| {
+        let content = serde_json::value::to_raw_value(&json!({ "n": id })).unwrap();
+        let to = BTreeMap::from([("DESK".try_into().unwrap(), &*content)]);
+        let contents = BTreeMap::from([(alice.user_id.clone(), to)]);
+        let sender = user_id!("@bob:far.test");
+        let new = NewDeviceMessages { sender, kind: "m.test", contents };
+        server.app.users.keep_device_messages(&id.to_string(), &new).await.unwrap();
+    };
+    let numbers = |answer: &Value| -> Vec<u64> {
+        let events = answer["to_device"]["events"].as_array().cloned().unwrap_or_default();
+        events.iter().map(|event| event["content"]["n"].as_u64().unwrap()).collect()
+    };
+    let sync = async |since: &str| desk.get(&format!("/_matrix/client/v3/sync?{since}")).await.ok();
+    let since = |answer: &Value| format!("since={}", answer["next_batch"].as_str().unwrap());
+    for id in 0..105 {
+        brings(id).await;
+    }
+    let said = alice.says(&room, "after all of them").await;
+    // The old endpoints do not show them, and do not take them away.
+    let old = desk.get("/_matrix/client/v3/initialSync").await.ok();
+    let from = encoded(old["end"].as_str().unwrap());
+    brings(105).await;
+    let old = desk.get(&format!("/_matrix/client/v3/events?from={from}&timeout=0")).await.ok();
+    let behind = sync(&format!("since={}", encoded(old["end"].as_str().unwrap()))).await;
+    assert_eq!(numbers(&behind).len(), 100);
+
+    let first = sync("").await;
+    assert_eq!(numbers(&first), (0..100).collect::<Vec<_>>());
+    assert!(first.to_string().contains(&said), "rooms do not wait for the messages");
+    let rest = sync(&since(&first)).await;
+    assert_eq!(numbers(&rest), [100, 101, 102, 103, 104, 105]);
+    assert_eq!(rest.get("rooms"), None);
+    assert_eq!(numbers(&sync(&since(&first)).await), numbers(&rest), "an answer may be lost on its way");
+    assert_eq!(numbers(&sync(&since(&rest)).await), [0_u64; 0]);
+
+    let poll = format!("{}&timeout=20000", since(&rest));
+    let (told, ()) = tokio::join!(sync(&poll), brings(200));
+    assert_eq!(numbers(&told), [200]);
 }

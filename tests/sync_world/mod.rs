@@ -238,6 +238,7 @@ impl Client {
             set_presence: PresenceState::Offline,
             timeout,
             state: StateWanted::Before,
+            to_device: true,
         }
     }
 

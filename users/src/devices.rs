@@ -145,6 +145,7 @@ impl Users {
             let removed = keys.clone();
             let done = self.commit_then(commit, move |users, outcome| {
                 tokens.iter().for_each(|hash| users.forget_token(hash));
+                users.recount_device_messages(&removed);
                 if outcome.is_ok() {
                     removed.iter().for_each(|key| users.inner.seen.forget(key));
                 }

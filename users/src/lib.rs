@@ -57,7 +57,7 @@ pub use sessions::{
 };
 pub use tags::TagInfo;
 pub use to_device::{
-    DEVICE_MESSAGE_MAX, DeviceMessages, INBOX_MAX, INBOX_OF_SERVER, NewDeviceMessages, SHOWN_AT_ONCE,
+    DEVICE_MESSAGE_MAX, DeviceMessages, INBOX_BYTES, INBOX_MAX, NewDeviceMessages, SHOWN_AT_ONCE,
 };
 pub use tokens::{TokenHash, random_name};
 pub use typing::{MAX_TYPING_TIMEOUT, Typing};

@@ -53,28 +53,45 @@ pub struct SigningKeyUpdate<'a> {
 }
 
 impl Users {
-    /// Notes a change of a device. An older one than the last, or one that cannot be kept, changes no device.
+    /// Notes a change of a device. One that comes late, or that cannot be kept, makes the list stale.
     pub async fn note_remote_device(&self, update: &DeviceListUpdate<'_>) -> Result<(), UsersError> {
         let user = update.user.as_str().to_owned();
         let device = (user.clone(), update.device.as_str().to_owned());
         for _ in 0..ATTEMPTS {
             let before = self.inner.store.get(&REMOTE_DEVICE_LISTS, &user).await?;
             let mut list = before.as_ref().map(|row| row.value.clone()).unwrap_or_default();
-            if before.is_some() && update.stream_id <= list.stream_id {
+            let known = before.as_ref().map(|_| list.stream_id);
+            if known == Some(update.stream_id) {
                 return Ok(());
             }
             let mut commit = Commit::new();
-            // Of a user who was not known all changes so far were missed, if there were any.
-            let follows = match &before {
-                Some(_) => update.prev_ids.iter().all(|prev| *prev == list.stream_id),
-                None => update.prev_ids.is_empty(),
-            };
+            // Late, or its server counts anew since it was set back: what holds now, only that server knows.
+            if let Some(before) = before.as_ref().filter(|_| known > Some(update.stream_id)) {
+                if list.is_stale {
+                    return Ok(());
+                }
+                list.is_stale = true;
+                commit.expect(&REMOTE_DEVICE_LISTS, &user, before);
+                let position = commit.position();
+                commit.put(&REMOTE_DEVICE_LISTS, &user, &Positioned { position, value: list });
+                match self.inner.store.commit(commit).await {
+                    Ok(_) => return Ok(()),
+                    Err(CommitError::Conflict) => continue,
+                    Err(CommitError::Store(error)) => return Err(error.into()),
+                }
+            }
+            // The first change that a server tells us of a user names none before it, whatever devices there are.
+            let follows =
+                !update.prev_ids.is_empty() && update.prev_ids.iter().all(|prev| Some(*prev) == known);
             list.is_stale |= !follows;
             list.stream_id = update.stream_id;
-            let held = self.inner.store.get(&REMOTE_DEVICES, &device).await?.is_some();
+            let held = device.1.len() <= DEVICE_ID_MAX
+                && self.inner.store.get(&REMOTE_DEVICES, &device).await?.is_some();
             if update.deleted {
-                commit.delete(&REMOTE_DEVICES, &device);
-                list.devices = list.devices.saturating_sub(u32::from(held));
+                if held {
+                    commit.delete(&REMOTE_DEVICES, &device);
+                    list.devices = list.devices.saturating_sub(1);
+                }
             } else if (held || list.devices < REMOTE_DEVICES_MAX)
                 && device.1.len() <= DEVICE_ID_MAX
                 && update.keys.is_none_or(|keys| keys.get().len() <= KEYS_MAX)

@@ -2,8 +2,9 @@
 //! * A message is on the disk before whoever brought it is answered, and stays until the device syncs from a point behind
 //!   it: a device may be shown it twice, and never not at all.
 //! * What another server brings twice under the same id is kept once, for a day and over restarts.
-//! * Each device has room for [`INBOX_MAX`] messages, [`INBOX_OF_SERVER`] of them from one server. What is beyond that is
-//!   dropped: nobody can fill up somebody's inbox for all others.
+//! * Each device has room for [`INBOX_MAX`] messages of [`INBOX_BYTES`]. A server takes up at most half of what others have
+//!   left of it: nobody can fill up somebody's inbox for all others. What is beyond that is dropped.
+//! * What has arrived is forgotten with the next sync for which there is something new.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -23,9 +24,9 @@ use crate::{
 };
 
 /// Messages that wait for one device.
-pub const INBOX_MAX: usize = 5_000;
-/// Messages from one server that wait for one device.
-pub const INBOX_OF_SERVER: usize = 1_000;
+pub const INBOX_MAX: usize = 20_000;
+/// Bytes of them.
+pub const INBOX_BYTES: usize = 32 * 1024 * 1024;
 /// Bytes of one message's content.
 pub const DEVICE_MESSAGE_MAX: usize = 64 * 1024;
 /// Messages that a device is shown at once.
@@ -43,8 +44,12 @@ const ROWS_AT_ONCE: usize = 100;
 const BYTES_AT_ONCE: usize = 512 * 1024;
 /// Devices of a user that "all devices" means.
 const DEVICES_OF_USER: usize = 1_000;
+/// Messages that one EDU or request becomes, one for each device.
+const COPIES_MAX: usize = 2_000;
 /// Inboxes whose fill is remembered.
 const COUNTED_MAX: usize = 10_000;
+/// A full inbox is counted again after so many milliseconds.
+const COUNTED_FOR_MS: u64 = 60_000;
 
 /// Messages from one sender, as a server or a client hands them in.
 #[derive(Debug)]
@@ -72,10 +77,17 @@ pub(crate) struct Inboxes(Mutex<HashMap<Key, Fill>>);
 
 type Key = (String, String);
 
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Fill {
-    total: usize,
-    by_server: BTreeMap<OwnedServerName, usize>,
+    total: Held,
+    by_server: BTreeMap<OwnedServerName, Held>,
+    counted_ms: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Held {
+    messages: usize,
+    bytes: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -89,15 +101,31 @@ struct Shown<'a> {
 
 impl Fill {
     /// Counts one more from a server, if there is room.
-    fn take(&mut self, server: &ServerName) -> bool {
-        let of_server = self.by_server.entry(server.to_owned()).or_default();
-        if self.total >= INBOX_MAX || *of_server >= INBOX_OF_SERVER {
+    fn take(&mut self, server: &ServerName, bytes: usize) -> bool {
+        let held = self.by_server.get(server).copied().unwrap_or_default();
+        let left = |bound: usize, taken: usize| bound.saturating_sub(taken) / 2;
+        if held.messages >= left(INBOX_MAX, self.total.messages)
+            || held.bytes + bytes > left(INBOX_BYTES, self.total.bytes)
+        {
             return false;
         }
-        self.total += 1;
-        *of_server += 1;
+        self.add(server, bytes);
         true
     }
+
+    fn add(&mut self, server: &ServerName, bytes: usize) {
+        let of_server = self.by_server.entry(server.to_owned()).or_default();
+        for held in [&mut self.total, of_server] {
+            held.messages += 1;
+            held.bytes += bytes;
+        }
+    }
+}
+
+/// Whose server sent a kept message.
+fn server_of(message: &[u8]) -> Option<OwnedServerName> {
+    let shown = serde_json::from_slice::<Shown<'_>>(message).ok()?;
+    Some(shown.sender.server_name().to_owned())
 }
 
 impl Users {
@@ -116,35 +144,33 @@ impl Users {
         if self.inner.store.get(&TO_DEVICE_SEEN, &seen).await?.is_some() {
             return Ok(());
         }
-        let mut parts = vec![Part::default()];
+        let (mut part, mut copies) = (Part::default(), 0);
         for (user, devices) in &new.contents {
             for (key, content) in self.receivers(user, devices).await? {
-                if content.get().len() > DEVICE_MESSAGE_MAX || !self.has_room(&key, server).await? {
-                    tracing::debug!(user = key.0, device = key.1, %server, "a message to a device is dropped");
-                    continue;
-                }
                 let shown =
                     Shown { kind: new.kind.into(), sender: std::borrow::Cow::Borrowed(new.sender), content };
-                let Ok(message) = serde_json::to_vec(&shown) else { continue };
-                if parts.last().is_some_and(Part::is_full) {
-                    parts.push(Part::default());
+                let fits = content.get().len() <= DEVICE_MESSAGE_MAX && copies < COPIES_MAX;
+                let Some(message) = fits.then(|| serde_json::to_vec(&shown).ok()).flatten() else { continue };
+                if !self.has_room(&key, server, message.len()).await? {
+                    tracing::warn!(user = key.0, device = key.1, %server, "too much waits for a device, a message is dropped");
+                    continue;
                 }
-                if let Some(part) = parts.last_mut() {
-                    part.add(key, message);
+                copies += 1;
+                part.add(key, message);
+                if part.is_full() {
+                    self.commit_part(std::mem::take(&mut part)).await?;
                 }
             }
         }
-        let Some(last) = parts.pop().filter(|part| !part.users.is_empty()) else { return Ok(()) };
-        for part in parts {
-            self.commit_part(part).await?;
+        if copies == 0 {
+            return Ok(());
         }
         // With the last of them: what was cut off by a crash comes again.
-        let mut last = last;
         let now_ms = self.now_ms();
-        last.commit.expect_absent(&TO_DEVICE_SEEN, &seen);
-        last.commit.put(&TO_DEVICE_SEEN, &seen, &now_ms);
-        last.commit.put(&TO_DEVICE_SEEN_AT, &(now_ms, seen.0, seen.1), &());
-        match self.commit_part(last).await {
+        part.commit.expect_absent(&TO_DEVICE_SEEN, &seen);
+        part.commit.put(&TO_DEVICE_SEEN, &seen, &now_ms);
+        part.commit.put(&TO_DEVICE_SEEN_AT, &(now_ms, seen.0, seen.1), &());
+        match self.commit_part(part).await {
             // Brought twice at one time: the other one has kept them.
             Err(CommitError::Conflict) => Ok(()),
             done => Ok(done?),
@@ -198,8 +224,13 @@ impl Users {
         if !self.inner.store.range(&TO_DEVICE, range.clone(), Order::Forward, 1).await?.is_empty() {
             commit.delete_range_later(&TO_DEVICE, &range);
         }
-        self.inner.inboxes.0.lock().remove(key);
         Ok(())
+    }
+
+    /// What was counted of these devices' inboxes holds no more.
+    pub(crate) fn recount_device_messages(&self, keys: &[Key]) {
+        let mut inboxes = self.inner.inboxes.0.lock();
+        keys.iter().for_each(|key| drop(inboxes.remove(key)));
     }
 
     /// Forgets the ids of messages that came long ago.
@@ -250,29 +281,41 @@ impl Users {
     }
 
     /// Whether there is room for one more from a server, which is then counted.
-    async fn has_room(&self, key: &Key, server: &ServerName) -> Result<bool, StoreError> {
+    async fn has_room(&self, key: &Key, server: &ServerName, bytes: usize) -> Result<bool, StoreError> {
+        let now_ms = self.now_ms();
         if let Some(fill) = self.inner.inboxes.0.lock().get_mut(key) {
-            return Ok(fill.take(server));
-        }
-        let range = TO_DEVICE.prefix(key);
-        let rows = self.inner.store.range(&TO_DEVICE, range, Order::Forward, INBOX_MAX).await?;
-        let mut fill = Fill { total: rows.len(), ..Fill::default() };
-        for (_, Blob(message)) in rows {
-            let sender = serde_json::from_slice::<Shown<'_>>(&message).ok().map(|shown| shown.sender);
-            if let Some(sender) = sender {
-                *fill.by_server.entry(sender.server_name().to_owned()).or_default() += 1;
+            let taken = fill.take(server, bytes);
+            if taken || now_ms < fill.counted_ms.saturating_add(COUNTED_FOR_MS) {
+                return Ok(taken);
             }
         }
+        let mut fill = Fill { counted_ms: now_ms, ..Fill::default() };
+        let mut range = TO_DEVICE.prefix(key);
+        loop {
+            let rows =
+                self.inner.store.range(&TO_DEVICE, range.clone(), Order::Forward, ROWS_AT_ONCE).await?;
+            for (_, Blob(message)) in &rows {
+                if let Some(server) = server_of(message) {
+                    fill.add(&server, message.len());
+                }
+            }
+            match rows.last() {
+                Some((last, _)) if rows.len() == ROWS_AT_ONCE => range = range.after(last),
+                _ => break,
+            }
+        }
+        let taken = fill.take(server, bytes);
         let mut inboxes = self.inner.inboxes.0.lock();
         if inboxes.len() >= COUNTED_MAX {
             inboxes.clear();
         }
-        Ok(inboxes.entry(key.clone()).or_insert(fill).take(server))
+        inboxes.insert(key.clone(), fill);
+        Ok(taken)
     }
 
     async fn commit_part(&self, part: Part) -> Result<(), CommitError> {
-        let users: Vec<Arc<str>> = part.users.into_iter().map(Arc::from).collect();
-        let mut commit = part.commit;
+        let users: BTreeSet<Arc<str>> = part.keys.iter().map(|key| Arc::from(key.0.as_str())).collect();
+        let (keys, mut commit) = (part.keys, part.commit);
         for user in &users {
             commit.touch(Topic::new(b'u', user.as_bytes()));
             self.inner.user_changes.begin(user);
@@ -284,7 +327,7 @@ impl Users {
             }
             // Counted, and not there.
             if outcome.is_err() {
-                this.inner.inboxes.0.lock().clear();
+                this.recount_device_messages(&keys);
             }
         });
         done.await.map(|_| ())
@@ -301,9 +344,7 @@ impl Users {
             let mut commit = Commit::new();
             rows.iter().for_each(|(row, _)| commit.delete(&TO_DEVICE, row));
             let key = key.clone();
-            let done = self.commit_then(commit, move |users, _| {
-                users.inner.inboxes.0.lock().remove(&key);
-            });
+            let done = self.commit_then(commit, move |users, _| users.recount_device_messages(&[key]));
             match done.await {
                 Ok(_) | Err(CommitError::Conflict) => {}
                 Err(CommitError::Store(error)) => return Err(error),
@@ -319,21 +360,19 @@ impl Users {
 #[derive(Default)]
 struct Part {
     commit: Commit,
-    users: BTreeSet<String>,
-    rows: usize,
+    keys: Vec<Key>,
     bytes: usize,
 }
 
 impl Part {
     fn is_full(&self) -> bool {
-        self.rows >= ROWS_AT_ONCE || self.bytes >= BYTES_AT_ONCE
+        self.keys.len() >= ROWS_AT_ONCE || self.bytes >= BYTES_AT_ONCE
     }
 
-    fn add(&mut self, (user, device): Key, message: Vec<u8>) {
-        self.rows += 1;
+    fn add(&mut self, key: Key, message: Vec<u8>) {
         self.bytes += message.len();
-        self.users.insert(user.clone());
         let position = self.commit.position();
-        self.commit.put_new(&TO_DEVICE, &(user, device, position), &Blob(message.into()));
+        self.commit.put_new(&TO_DEVICE, &(key.0.clone(), key.1.clone(), position), &Blob(message.into()));
+        self.keys.push(key);
     }
 }

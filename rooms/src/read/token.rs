@@ -14,7 +14,8 @@ use crate::ids::TimelineOrder;
 #[error("not a token of this server")]
 pub struct BadToken;
 
-/// Where a sync ended: `s1_{epoch}_{position}_{boot}_{typing}_{presence}`.
+/// Where a sync ended: `s1_{epoch}_{position}_{boot}_{typing}_{presence}`, and `_{to_device}` where that is less than the
+/// position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SyncToken {
     /// Raised when a backup is restored.
@@ -26,12 +27,18 @@ pub struct SyncToken {
     pub typing: u64,
     /// How many changes of presence had happened.
     pub presence: u64,
+    /// Messages to the device were told up to here: at most up to `position`, less where they were too many at once.
+    pub to_device: StreamPosition,
 }
 
 impl fmt::Display for SyncToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { epoch, position, boot, typing, presence } = self;
-        write!(f, "s1_{epoch}_{}_{boot:x}_{typing}_{presence}", position.get())
+        let Self { epoch, position, boot, typing, presence, to_device } = self;
+        write!(f, "s1_{epoch}_{}_{boot:x}_{typing}_{presence}", position.get())?;
+        match to_device < position {
+            true => write!(f, "_{}", to_device.get()),
+            false => Ok(()),
+        }
     }
 }
 
@@ -40,14 +47,20 @@ impl FromStr for SyncToken {
 
     fn from_str(text: &str) -> Result<Self, BadToken> {
         let mut parts = text.strip_prefix("s1_").ok_or(BadToken)?.split('_');
+        let (epoch, reached) = (number(parts.next())?, position(parts.next())?);
         let token = Self {
-            epoch: number(parts.next())?,
-            position: position(parts.next())?,
+            epoch,
+            position: reached,
             boot: parts.next().and_then(|hex| u32::from_str_radix(hex, 16).ok()).ok_or(BadToken)?,
             typing: number(parts.next())?,
             presence: number(parts.next())?,
+            to_device: match parts.next() {
+                Some(text) => position(Some(text))?,
+                None => reached,
+            },
         };
-        parts.next().is_none().then_some(token).ok_or(BadToken)
+        let is_whole = parts.next().is_none() && token.to_device <= reached;
+        is_whole.then_some(token).ok_or(BadToken)
     }
 }
 
@@ -121,9 +134,13 @@ mod tests {
             boot: 0xdead_beef,
             typing: 9,
             presence: 0,
+            to_device: StreamPosition::new(77),
         };
         assert_eq!(token.to_string(), "s1_3_77_deadbeef_9_0");
         assert_eq!(token.to_string().parse(), Ok(token));
+        let behind = SyncToken { to_device: StreamPosition::new(70), ..token };
+        assert_eq!(behind.to_string(), "s1_3_77_deadbeef_9_0_70");
+        assert_eq!(behind.to_string().parse(), Ok(behind));
         let place = TimelineToken(TimelineOrder { anchor: StreamPosition::new(12), sub: 4 });
         assert_eq!(place.to_string().parse(), Ok(place));
         assert_eq!(token.to_string().parse(), Ok(TimelineToken::at(token.position)));
@@ -137,6 +154,7 @@ mod tests {
             "s1_",
             "s1_1_2_3_4",
             "s1_1_2_3_4_5_6",
+            "s1_9_8_7_6_5_4_3",
             "s1_1_-2_3_4_5",
             "s1_1_+2_3_4_5",
             "s2_1_2_3_4_5",
