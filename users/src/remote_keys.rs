@@ -66,42 +66,20 @@ impl Users {
             }
             let mut commit = Commit::new();
             // Late, or its server counts anew since it was set back: what holds now, only that server knows.
-            if let Some(before) = before.as_ref().filter(|_| known > Some(update.stream_id)) {
+            if known > Some(update.stream_id) {
                 if list.is_stale {
                     return Ok(());
                 }
                 list.is_stale = true;
-                commit.expect(&REMOTE_DEVICE_LISTS, &user, before);
-                let position = commit.position();
-                commit.put(&REMOTE_DEVICE_LISTS, &user, &Positioned { position, value: list });
-                match self.inner.store.commit(commit).await {
-                    Ok(_) => return Ok(()),
-                    Err(CommitError::Conflict) => continue,
-                    Err(CommitError::Store(error)) => return Err(error.into()),
-                }
-            }
-            // The first change that a server tells us of a user names none before it, whatever devices there are.
-            let follows =
-                !update.prev_ids.is_empty() && update.prev_ids.iter().all(|prev| Some(*prev) == known);
-            list.is_stale |= !follows;
-            list.stream_id = update.stream_id;
-            let held = device.1.len() <= DEVICE_ID_MAX
-                && self.inner.store.get(&REMOTE_DEVICES, &device).await?.is_some();
-            if update.deleted {
-                if held {
-                    commit.delete(&REMOTE_DEVICES, &device);
-                    list.devices = list.devices.saturating_sub(1);
-                }
-            } else if (held || list.devices < REMOTE_DEVICES_MAX)
-                && device.1.len() <= DEVICE_ID_MAX
-                && update.keys.is_none_or(|keys| keys.get().len() <= KEYS_MAX)
-            {
-                let name = update.display_name.map(shortened);
-                let shown = json!({ "device_display_name": name, "keys": update.keys });
-                commit.put(&REMOTE_DEVICES, &device, &Blob(shown.to_string().into()));
-                list.devices += u32::from(!held);
             } else {
-                list.is_stale = true;
+                // The first change that a server tells us of a user names none before it, whatever devices there are.
+                let follows =
+                    !update.prev_ids.is_empty() && update.prev_ids.iter().all(|prev| Some(*prev) == known);
+                list.is_stale |= !follows;
+                list.stream_id = update.stream_id;
+                let held = device.1.len() <= DEVICE_ID_MAX
+                    && self.inner.store.get(&REMOTE_DEVICES, &device).await?.is_some();
+                change_device(&mut list, &mut commit, &device, held, update);
             }
             match &before {
                 Some(before) => commit.expect(&REMOTE_DEVICE_LISTS, &user, before),
@@ -139,5 +117,31 @@ impl Users {
     pub async fn remote_device_list(&self, user: &UserId) -> Result<Option<RemoteDeviceList>, StoreError> {
         let row = self.inner.store.get(&REMOTE_DEVICE_LISTS, &user.as_str().to_owned()).await?;
         Ok(row.map(|row| row.value))
+    }
+}
+
+/// The row of a device that changed, and what that does to its list.
+fn change_device(
+    list: &mut RemoteDeviceList,
+    commit: &mut Commit,
+    device: &(String, String),
+    held: bool,
+    update: &DeviceListUpdate<'_>,
+) {
+    if update.deleted {
+        if held {
+            commit.delete(&REMOTE_DEVICES, device);
+            list.devices = list.devices.saturating_sub(1);
+        }
+    } else if (held || list.devices < REMOTE_DEVICES_MAX)
+        && device.1.len() <= DEVICE_ID_MAX
+        && update.keys.is_none_or(|keys| keys.get().len() <= KEYS_MAX)
+    {
+        let name = update.display_name.map(shortened);
+        let shown = json!({ "device_display_name": name, "keys": update.keys });
+        commit.put(&REMOTE_DEVICES, device, &Blob(shown.to_string().into()));
+        list.devices += u32::from(!held);
+    } else {
+        list.is_stale = true;
     }
 }

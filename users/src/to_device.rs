@@ -2,8 +2,8 @@
 //! * A message is on the disk before whoever brought it is answered, and stays until the device syncs from a point behind
 //!   it: a device may be shown it twice, and never not at all.
 //! * What another server brings twice under the same id is kept once, for a day and over restarts.
-//! * Each device has room for [`INBOX_MAX`] messages of [`INBOX_BYTES`]. A server takes up at most half of what others have
-//!   left of it: nobody can fill up somebody's inbox for all others. What is beyond that is dropped.
+//! * Each device has room for [`INBOX_MAX`] messages of [`INBOX_BYTES`]. A server gets no more once
+//!   it holds as much as half of what is free: nobody can fill up somebody's inbox for all others. What is beyond that is dropped.
 //! * What has arrived is forgotten with the next sync for which there is something new.
 
 use std::{
