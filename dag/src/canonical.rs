@@ -1,10 +1,15 @@
 //! Canonical JSON: one byte string for each value, so that hashes and signatures can agree.
 //! * Object keys sorted by code point, no insignificant white space, shortest escapes.
 //! * Strict (room version 6 and later): integers within ±(2^53 − 1), no fractions, no `-0`.
-//! * Lenient (before): larger integers and floats are written as the servers of the time write them.
+//! * Lenient (before): larger integers and floats are written as the servers of the time write them: integers of any size
+//!   digit by digit, floats by their shortest digits. What those servers could not write either is refused.
 //! * Nesting is bounded by [`MAX_NESTING`]. Of a repeated key the last value holds.
 
-use std::{borrow::Cow, fmt};
+use std::{
+    borrow::Cow,
+    cell::{Cell, OnceCell},
+    fmt,
+};
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
@@ -39,8 +44,8 @@ pub enum Value<'a> {
     Bool(bool),
     /// An integer that fits 64 bits with a sign.
     Integer(i64),
-    /// An integer above that; never in strict JSON.
-    LargeInteger(u64),
+    /// An integer beyond that, as its digits; never in strict JSON.
+    LargeInteger(Cow<'a, str>),
     /// Any other number; never in strict JSON.
     Float(f64),
     /// A string, borrowed from the text where it has no escapes.
@@ -63,7 +68,8 @@ impl<'a> Value<'a> {
 
     fn parse_within(json: &'a str, strict: bool, levels: usize) -> Result<Self, NotCanonical> {
         let mut deserializer = serde_json::Deserializer::from_str(json);
-        let value = Seed { remaining: levels }
+        let floats = Floats { json, strict, integers: OnceCell::new(), next: Cell::new(0) };
+        let value = Seed { remaining: levels, floats: &floats }
             .deserialize(&mut deserializer)
             .and_then(|value| deserializer.end().map(|()| value))
             .map_err(|error| {
@@ -125,7 +131,7 @@ impl<'a> Value<'a> {
             Self::Bool(true) => out.push_str("true"),
             Self::Bool(false) => out.push_str("false"),
             Self::Integer(number) => push_display(out, number),
-            Self::LargeInteger(number) => push_display(out, number),
+            Self::LargeInteger(digits) => out.push_str(digits),
             Self::Float(number) => write_float(*number, out),
             Self::String(text) => write_string(text, out),
             Self::Array(items) => {
@@ -305,21 +311,75 @@ fn write_float(number: f64, out: &mut String) {
 
 const TOO_DEEP: &str = "nested too deeply";
 
-#[derive(Clone, Copy)]
-struct Seed {
-    remaining: usize,
+/// The numbers of a text that are given as floats, though some of them are integers that no type of 64 bits holds. Looked
+/// for when the first of them is met: hardly any text has one.
+struct Floats<'de> {
+    json: &'de str,
+    /// None of them is good, whatever it is.
+    strict: bool,
+    /// In the order of the text; those that are integers with their digits.
+    integers: OnceCell<Vec<Option<&'de str>>>,
+    next: Cell<usize>,
 }
 
-impl Seed {
+impl<'de> Floats<'de> {
+    /// Whether the next one is an integer.
+    fn next(&self) -> Option<&'de str> {
+        if self.strict {
+            return None;
+        }
+        let integers = self.integers.get_or_init(|| given_as_floats(self.json));
+        integers.get(self.next.replace(self.next.get() + 1)).copied().flatten()
+    }
+}
+
+/// What of a JSON text does not fit into 64 bits, or is no integer.
+fn given_as_floats(json: &str) -> Vec<Option<&str>> {
+    let (bytes, mut found, mut at) = (json.as_bytes(), Vec::new(), 0);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => {
+                at += 1;
+                while at < bytes.len() && bytes[at] != b'"' {
+                    at += if bytes[at] == b'\\' { 2 } else { 1 };
+                }
+                at += 1;
+            }
+            b'-' | b'0'..=b'9' => {
+                let of_number = |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+                let length = bytes[at..].iter().take_while(|byte| of_number(byte)).count();
+                let number = &json[at..at + length];
+                let is_integer = !number.contains(['.', 'e', 'E']);
+                let fits = number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok();
+                if !is_integer {
+                    found.push(None);
+                } else if !fits || number == "-0" {
+                    found.push(Some(number));
+                }
+                at += length;
+            }
+            _ => at += 1,
+        }
+    }
+    found
+}
+
+#[derive(Clone, Copy)]
+struct Seed<'s, 'de> {
+    remaining: usize,
+    floats: &'s Floats<'de>,
+}
+
+impl Seed<'_, '_> {
     fn inside<E: de::Error>(self) -> Result<Self, E> {
         match self.remaining.checked_sub(1) {
-            Some(remaining) => Ok(Self { remaining }),
+            Some(remaining) => Ok(Self { remaining, ..self }),
             None => Err(E::custom(TOO_DEEP)),
         }
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Seed {
+impl<'de> DeserializeSeed<'de> for Seed<'_, 'de> {
     type Value = Value<'de>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value<'de>, D::Error> {
@@ -327,7 +387,7 @@ impl<'de> DeserializeSeed<'de> for Seed {
     }
 }
 
-impl<'de> Visitor<'de> for Seed {
+impl<'de> Visitor<'de> for Seed<'_, 'de> {
     type Value = Value<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -347,11 +407,17 @@ impl<'de> Visitor<'de> for Seed {
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<Value<'de>, E> {
-        Ok(i64::try_from(value).map_or(Value::LargeInteger(value), Value::Integer))
+        let large = |_| Value::LargeInteger(value.to_string().into());
+        Ok(i64::try_from(value).map_or_else(large, Value::Integer))
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value<'de>, E> {
-        Ok(Value::Float(value))
+        Ok(match self.floats.next() {
+            // As those who wrote it read it.
+            Some("-0") => Value::Integer(0),
+            Some(digits) => Value::LargeInteger(digits.into()),
+            None => Value::Float(value),
+        })
     }
 
     fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Value<'de>, E> {
@@ -471,8 +537,26 @@ mod tests {
             ("-0.0", "-0.0"),
             ("9223372036854775807", "9223372036854775807"),
             ("18446744073709551615", "18446744073709551615"),
+            ("18446744073709551616", "18446744073709551616"),
+            ("-9223372036854775808", "-9223372036854775808"),
+            ("-9223372036854775809", "-9223372036854775809"),
+            ("10000000000000000000000000000000000000001", "10000000000000000000000000000000000000001"),
+            ("1e22", "1e+22"),
+            ("-0", "0"),
+            // Beside others, behind text that looks like numbers, and under a key that comes twice.
+            (
+                r#"{"b":[1,1.5,99999999999999999999,-0,2E1],"a":"1e5 -0 \" 99999999999999999999 \\","c":1.0,"c":-99999999999999999999}"#,
+                r#"{"a":"1e5 -0 \" 99999999999999999999 \\","b":[1,1.5,99999999999999999999,0,20.0],"c":-99999999999999999999}"#,
+            ),
         ] {
             assert_eq!(to_canonical(input, false).as_deref(), Ok(output), "{input}");
+        }
+    }
+
+    #[test]
+    fn what_python_could_not_write_is_refused() {
+        for number in ["1e400", "-1e400", &"9".repeat(400), &format!("-{}", "9".repeat(5_000))] {
+            assert!(matches!(to_canonical(number, false), Err(NotCanonical::Syntax(_))), "{number}");
         }
     }
 

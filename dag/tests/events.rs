@@ -83,6 +83,18 @@ mod vectors {
         }
     }
 
+    /// As Python makes it of the text, for rooms before version 6.
+    #[test]
+    fn integers_of_any_size_hash_as_elsewhere() {
+        let text = r#"{"content":{"n":18446744073709551616,"z":-0,"f":1e5,"big":-100000000000000000000000000000},"type":"m.x"}"#;
+        let object = Object::parse(text, false).unwrap();
+        assert_eq!(content_hash(&object), "pO0oIrEN69LQTb5/vjaFuDvLN5vlGh45D9n5oa/gBio");
+        // What was read is read again as it was written.
+        let canonical = object.to_canonical();
+        assert_eq!(content_hash(&Object::parse(&canonical, false).unwrap()), content_hash(&object));
+        assert!(Object::parse(text, true).is_err());
+    }
+
     #[test]
     fn keys_that_are_none() {
         let server = || server_name!("a").to_owned();

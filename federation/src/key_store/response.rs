@@ -90,7 +90,7 @@ impl KeyResponse {
 fn time(object: &Object<'_>, field: &str) -> Option<u64> {
     match object.get(field)? {
         Value::Integer(ms) => u64::try_from(*ms).ok(),
-        Value::LargeInteger(ms) => Some(*ms),
+        Value::LargeInteger(ms) => ms.parse().ok(),
         _ => None,
     }
 }
