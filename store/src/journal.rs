@@ -6,9 +6,12 @@
 //! * Batches are numbered without a gap, and each record says up to which number the engine had all of it on the disk: so
 //!   records say by themselves which of them are still needed, in which order, and whether one of them is missing. A
 //!   record torn in writing is the last one, and was never acknowledged.
+//! * Before it is written from its beginning, its first block says up to which batch the engine has all. So a record that
+//!   is missing between others is known for what it is: written over by one that was torn, or damaged and needed.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +26,9 @@ const NEW_NAME: &str = "journal.new";
 const HEADER: &[u8] = b"hearth-journal 1\n";
 /// What file systems and disks write at once.
 const BLOCK: usize = 4096;
+/// Where in the first block the mark stands: a number and its checksum, in a sector of its own.
+const MARK_AT: usize = 1024;
+const MARK: usize = 12;
 /// How long the file gets, and what is read of it on opening.
 const LENGTH_MAX: usize = 4 * 1024 * 1024;
 /// The longest record: larger than any commit, and than what is gathered of several. A longer one is left to the engine.
@@ -49,6 +55,8 @@ pub(crate) struct Journal {
     at: usize,
     /// The last batch that the engine has on the disk with all before it.
     settled: u64,
+    /// The same, as the file says it on the disk.
+    marked: Option<u64>,
     /// How long the file is.
     length: usize,
     record: Vec<u8>,
@@ -64,6 +72,21 @@ pub(crate) struct Record {
     /// The last batch that the engine had on the disk with all before it, if that is known.
     pub(crate) settled: Option<u64>,
     pub(crate) batches: Vec<Vec<Row>>,
+    /// Where it lies in the file.
+    pub(crate) bytes: Range<usize>,
+}
+
+/// A record that should be there, and is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gap {
+    /// Where it should begin.
+    pub(crate) at: usize,
+    /// The first batch that is missing.
+    pub(crate) first: u64,
+    /// The next one that is there.
+    pub(crate) next: u64,
+    /// The engine has all of it on the disk.
+    pub(crate) is_covered: bool,
 }
 
 /// What became of batches.
@@ -101,7 +124,8 @@ impl Journal {
             Ok(file)
         };
         let file = make().map_err(|error| StoreError::io(&path, "making the journal", error))?;
-        Ok(Self { path, file, at: BLOCK, settled: 0, length: BLOCK, record: Vec::new(), blocks: Vec::new() })
+        let (record, blocks) = (Vec::new(), Vec::new());
+        Ok(Self { path, file, at: BLOCK, settled: 0, marked: None, length: BLOCK, record, blocks })
     }
 
     /// The journal and all whole records in it, in the order of their batches; `None` if there is none.
@@ -127,11 +151,12 @@ impl Journal {
         }
         let begins =
             (BLOCK..bytes.len()).step_by(BLOCK).filter(|at| matches!(bytes[*at], BEGINS | BEGINS_OLD));
-        let mut records: Vec<_> = begins.filter_map(|at| parse(&bytes[at..])).collect();
+        let mut records: Vec<_> = begins.filter_map(|at| parse(&bytes, at)).collect();
         records.sort_by_key(|record| record.first);
         let length = bytes.len() / BLOCK * BLOCK;
         let (record, blocks) = (Vec::new(), Vec::new());
-        let journal = Self { path, file, at: BLOCK, settled: 0, length, record, blocks };
+        let marked = mark_of(&bytes);
+        let journal = Self { path, file, at: BLOCK, settled: 0, marked, length, record, blocks };
         Ok(Some((journal, records)))
     }
 
@@ -147,6 +172,9 @@ impl Journal {
         }
         if self.at + self.blocks.len() > LENGTH_MAX {
             return Ok(Appended::Full);
+        }
+        if self.at == BLOCK {
+            self.mark()?;
         }
         let end = self.at + self.blocks.len();
         let mut write = || {
@@ -172,6 +200,24 @@ impl Journal {
     pub(crate) fn rewind(&mut self, last: u64) {
         self.at = BLOCK;
         self.settled = last;
+    }
+
+    /// What the journal says on the disk of how far the engine has all.
+    pub(crate) fn marked(&self) -> Option<u64> {
+        self.marked
+    }
+
+    /// Returns when it says so: what is in it may be written over then.
+    pub(crate) fn mark(&mut self) -> Result<(), StoreError> {
+        if self.marked == Some(self.settled) {
+            return Ok(());
+        }
+        let number = self.settled.to_be_bytes();
+        let mark = [&number[..], &crc32fast::hash(&number).to_be_bytes()].concat();
+        let written = self.file.write_all_at(&mark, MARK_AT as u64).and_then(|()| self.file.sync_data());
+        written.map_err(|error| StoreError::io(&self.path, "writing the journal", error))?;
+        self.marked = Some(self.settled);
+        Ok(())
     }
 
     /// Makes a record of the batches, unless it gets too long.
@@ -211,8 +257,16 @@ impl Journal {
     }
 }
 
-/// The record that begins with these blocks, if it is whole.
-fn parse(blocks: &[u8]) -> Option<Record> {
+/// What the first block says of how far the engine has all.
+fn mark_of(bytes: &[u8]) -> Option<u64> {
+    let mut mark = bytes.get(MARK_AT..MARK_AT + MARK)?;
+    let number: &[u8; 8] = take(&mut mark)?;
+    (self::number(&mut mark)? == crc32fast::hash(number)).then(|| u64::from_be_bytes(*number))
+}
+
+/// The record that begins with this block, if it is whole.
+fn parse(file: &[u8], at: usize) -> Option<Record> {
+    let blocks = &file[at..];
     let mut frame = blocks.get(1..1 + FRAME)?;
     let (checksum, length) = (number(&mut frame)?, number(&mut frame)? as usize);
     if length > RECORD_MAX {
@@ -246,7 +300,8 @@ fn parse(blocks: &[u8]) -> Option<Record> {
         }
         batches.push(rows);
     }
-    input.is_empty().then_some(Record { first, settled, batches })
+    let bytes = at..at + end.div_ceil(BLOCK - 1) * BLOCK;
+    input.is_empty().then_some(Record { first, settled, batches, bytes })
 }
 
 impl Record {
@@ -254,6 +309,27 @@ impl Record {
     fn end(&self) -> u64 {
         self.first + self.batches.len() as u64
     }
+}
+
+/// The first record that is missing among those since the journal was last begun, the newest of which is there. `marked`:
+/// how far the engine has all, as the journal says it; `last`: the batch that the engine says that it ends with.
+pub(crate) fn gap(records: &[Record], marked: Option<u64>, last: u64) -> Option<Gap> {
+    let newest = records.last()?;
+    let settled = newest.settled?;
+    let (mut at, mut first) = (BLOCK, settled + 1);
+    for record in records.iter().filter(|record| record.settled == Some(settled)) {
+        if record.first > first {
+            // Before anything is written over, the engine has all, and says so.
+            let is_covered = last >= newest.end()
+                || match marked {
+                    Some(marked) => marked + 1 >= newest.end(),
+                    None => last + 1 >= newest.end(),
+                };
+            return Some(Gap { at, first, next: record.first, is_covered });
+        }
+        (at, first) = (record.bytes.end, record.end());
+    }
+    None
 }
 
 /// What is to be applied again of records in their order, to an engine that says that it ends with the batch `last`:
@@ -403,8 +479,12 @@ mod tests {
     /// An engine may have lost what it had of earlier batches, and kept the last one.
     #[test]
     fn all_that_was_not_on_the_disk_yet_is_needed() {
-        let record =
-            |first, settled, batches: usize| Record { first, settled, batches: vec![Vec::new(); batches] };
+        let record = |first, settled, batches: usize| Record {
+            first,
+            settled,
+            batches: vec![Vec::new(); batches],
+            bytes: 0..0,
+        };
         let numbers = |records: &[Record], last| {
             let (batches, missing) = needed(records, last);
             (batches.into_iter().map(|(number, _)| number).collect::<Vec<_>>(), missing)
@@ -426,6 +506,46 @@ mod tests {
         // Of before it was noted what the engine had.
         let records = [record(4, None, 2), record(6, None, 1)];
         assert_eq!(numbers(&records, 4), (vec![4, 5, 6], None));
+    }
+
+    #[test]
+    fn a_record_that_is_missing_between_others_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::create(dir.path()).unwrap();
+        journal.rewind(6);
+        for number in [7, 8, 9] {
+            journal.append(number, &[batch(number, 6000)]).unwrap();
+        }
+        let whole = fs::read(journal.path()).unwrap();
+        let found = |bytes: &[u8], last| {
+            fs::write(dir.path().join(NAME), bytes).unwrap();
+            let (journal, records) = reopened(dir.path());
+            (journal.marked(), gap(&records, journal.marked(), last))
+        };
+        assert_eq!(found(&whole, 6), (Some(6), None));
+        // Records have two blocks each.
+        for (block, missing) in [(1, Some((1, 7, 8))), (4, Some((3, 8, 9))), (6, None)] {
+            let mut bytes = whole.clone();
+            bytes[block * BLOCK + 50] ^= 1;
+            let missing = |is_covered| {
+                missing.map(|(block, first, next)| Gap { at: block * BLOCK, first, next, is_covered })
+            };
+            for last in [6, 8, 9] {
+                assert_eq!(found(&bytes, last), (Some(6), missing(false)), "{block} {last}");
+            }
+            assert_eq!(found(&bytes, 12), (Some(6), missing(true)), "the engine went on by itself");
+            // The engine had all, and began to write from the beginning.
+            let mut later = bytes.clone();
+            let number = 9_u64.to_be_bytes();
+            later[MARK_AT..MARK_AT + 8].copy_from_slice(&number);
+            later[MARK_AT + 8..MARK_AT + MARK].copy_from_slice(&crc32fast::hash(&number).to_be_bytes());
+            assert_eq!(found(&later, 9), (Some(9), missing(true)), "{block}");
+            // One from before there were marks: that the engine lacks the newest says that it is still needed.
+            bytes[MARK_AT..MARK_AT + MARK].fill(0);
+            for (last, is_covered) in [(8, false), (9, true)] {
+                assert_eq!(found(&bytes, last), (None, missing(is_covered)), "{block} {last}");
+            }
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ use sled::{Batch, Db, IVec};
 
 use crate::directory::{Content, Directory, sync};
 use crate::group::{Disk, Rows, last_of};
-use crate::journal::{Appended, Journal, Record, needed};
+use crate::journal::{self, Appended, Gap, Journal, Record, needed};
 use crate::log::Log;
 use crate::reached::Reached;
 use crate::tables::{ABOUT, LAST};
@@ -119,6 +119,15 @@ impl Sled {
     /// Applies what the journal has and sled may not have, then starts the journal anew.
     fn replay(&self, records: &[Record]) -> Result<(), StoreError> {
         let mut last = last_of(self)?.batch;
+        let gap = journal::gap(records, self.journal.lock().marked(), last);
+        match gap {
+            Some(gap) if gap.is_covered => self.warn(gap),
+            // What sled seems to have it may have in part only, and nothing older may be put over it.
+            Some(Gap { first, next, at, .. }) if last >= first => {
+                return Err(self.lost(first - 1, next, Some(at)));
+            }
+            _ => {}
+        }
         let (batches, missing) = needed(records, last);
         for (number, rows) in batches {
             self.sync_log()?;
@@ -129,16 +138,26 @@ impl Sled {
             last = number;
         }
         if let Some(next) = missing {
-            return Err(self.gap(last, next));
+            return Err(self.lost(last, next, gap.map(|gap| gap.at)));
         }
-        self.settle(last)
+        self.settle(last)?;
+        self.journal.lock().mark()
     }
 
-    fn gap(&self, last: u64, next: u64) -> StoreError {
+    fn warn(&self, Gap { at, first, next, .. }: Gap) {
+        let path = self.journal.lock().path().to_owned();
+        tracing::warn!(
+            path = %path.display(), offset = at, from = first, before = next,
+            "the journal is damaged where it is not needed any more: the disk may be failing, or a write was cut off"
+        );
+    }
+
+    fn lost(&self, last: u64, next: u64, at: Option<usize>) -> StoreError {
         let (path, directory) = (self.journal.lock().path().to_owned(), self.directory.path());
+        let place = at.map_or_else(String::new, |at| format!(" (damaged at byte {at})"));
         let lost = format!(
-            "the store ends with group {last} of commits, and the journal goes on with {next}: what came between is \
-             lost; restore a backup, or remove {} and {} to go on without",
+            "the store is whole up to group {last} of commits, and the journal goes on with {next}{place}: what came \
+             between is lost; restore a backup, or remove {} and {} to go on without",
             path.display(),
             directory.join(Reached::NAME).display(),
         );

@@ -200,10 +200,39 @@ async fn what_is_damaged_before_the_last_record_is_an_error_that_names_the_file(
             matches!(&error, StoreError::Damaged { path, .. } if *path == crashed.join("journal")),
             "{error}"
         );
+        assert!(error.to_string().contains(&format!("byte {}", 5 * BLOCK)), "{error}");
     }
     // As the message says.
     std::fs::remove_file(crashed.join("journal")).unwrap();
     is_at(&open(&crashed).await.unwrap(), 4).await;
+}
+
+/// sled says that it has all, but nobody has seen to it that it is on the disk.
+#[tokio::test]
+async fn what_is_damaged_before_the_last_record_is_an_error_also_where_the_engine_seems_to_have_it() {
+    let disk = Disk::new();
+    let store = open(&disk.store()).await.unwrap();
+    steps(&store, 1..=12).await;
+    store.close().await;
+    let journal = disk.store().join("journal");
+    let whole = std::fs::read(&journal).unwrap();
+    damage(&disk.store(), 5);
+    for _ in 0..2 {
+        let error = open(&disk.store()).await.unwrap_err();
+        assert!(matches!(&error, StoreError::Damaged { path, .. } if *path == journal), "{error}");
+        assert!(error.to_string().contains(&format!("byte {}", 5 * BLOCK)), "{error}");
+    }
+    std::fs::write(&journal, whole).unwrap();
+    let store = open(&disk.store()).await.unwrap();
+    is_at(&store, 12).await;
+    // From then on sled has it on the disk, and the journal is not needed.
+    store.close().await;
+    damage(&disk.store(), 5);
+    let store = open(&disk.store()).await.unwrap();
+    is_at(&store, 12).await;
+    steps(&store, 13..=20).await;
+    store.close().await;
+    is_at(&open(&disk.store()).await.unwrap(), 20).await;
 }
 
 #[tokio::test]
