@@ -1,5 +1,6 @@
 //! Devices of a user.
 //! * Removing a device removes its tokens and what waits for it in the same commit, and is in force when it is answered.
+//!   What came for it meanwhile goes right after.
 
 use hearth_store::{Commit, CommitError, Order, StoreError};
 use ruma::{DeviceId, OwnedDeviceId, UserId};
@@ -128,6 +129,7 @@ impl Users {
         keys.dedup();
         for _ in 0..ATTEMPTS {
             let rows = self.inner.store.multi_get(&DEVICES, &keys).await?;
+            let watermark = self.inner.store.watermark();
             let mut commit = Commit::new();
             let mut tokens = Vec::new();
             for (key, row) in keys.iter().zip(rows) {
@@ -135,13 +137,15 @@ impl Users {
                 commit.expect(&DEVICES, key, &row);
                 commit.delete(&DEVICES, key);
                 commit.delete(&LAST_SEEN, key);
-                self.drop_device_messages(key, &mut commit).await?;
+                self.drop_device_messages(key, watermark, &mut commit).await?;
                 delete_tokens(&row, &mut commit);
                 tokens.extend(row.access);
             }
             if commit.is_empty() {
                 return Ok(());
             }
+            // Where the removal stands among the messages.
+            commit.position();
             let removed = keys.clone();
             let done = self.commit_then(commit, move |users, outcome| {
                 tokens.iter().for_each(|hash| users.forget_token(hash));
@@ -151,7 +155,7 @@ impl Users {
                 }
             });
             match done.await {
-                Ok(_) => return Ok(()),
+                Ok(committed) => return self.clear_inboxes(&keys, committed.last()).await,
                 Err(CommitError::Conflict) => {}
                 Err(CommitError::Store(error)) => return Err(error.into()),
             }

@@ -51,7 +51,9 @@ pub use profiles::{PROFILE_KEY_MAX, PROFILE_MAX, Profile, ProfileChange, Profile
 pub use push_rules::{PushRuleError, PushRules, ShownPushRules, ShownRuleset};
 pub use receipts::{NewReceipt, Receipt, ReceiptKind, ReceiptOrder, receipt_content};
 pub use registration_tokens::RegistrationToken;
-pub use remote_keys::{DeviceListUpdate, REMOTE_DEVICES_MAX, SigningKeyUpdate};
+pub use remote_keys::{
+    DeviceListUpdate, REMOTE_BYTES_OF_SERVER, REMOTE_DEVICES_MAX, REMOTE_ROWS_OF_SERVER, SigningKeyUpdate,
+};
 pub use sessions::{
     AuthenticateError, Authenticated, NewSession, RefreshError, Session, SessionError, is_device_id,
 };

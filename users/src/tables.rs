@@ -67,6 +67,9 @@ pub const REMOTE_DEVICES: Table<(String, String), Blob> = Table::chunked("remote
 pub const REMOTE_SIGNING_KEYS: Table<(String, String), Positioned<Blob>> =
     Table::chunked_mutable("remote_signing_keys", Space(0x8d));
 
+/// another server → how much is kept of its users in the three tables above. No row: nothing.
+pub const REMOTE_KEPT: Table<String, RemoteKept> = Table::new("remote_kept", Space(0x8e));
+
 /// An access token's row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccessToken {
@@ -150,3 +153,11 @@ pub struct RemoteDeviceList {
     pub devices: u32,
 }
 impl Record for RemoteDeviceList {}
+
+/// How much is kept of the users of another server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteKept {
+    pub rows: u64,
+    pub bytes: u64,
+}
+impl Record for RemoteKept {}

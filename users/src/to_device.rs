@@ -4,10 +4,12 @@
 //! * What another server brings twice under the same id is kept once, for a day and over restarts.
 //! * Each device has room for [`INBOX_MAX`] messages of [`INBOX_BYTES`]. A server gets no more once
 //!   it holds as much as half of what is free: nobody can fill up somebody's inbox for all others. What is beyond that is dropped.
-//! * What has arrived is forgotten with the next sync for which there is something new.
+//! * What has arrived is forgotten with the next sync, also where nothing new is for it; a sync that only waits costs nothing.
+//! * A message is written only if its device is still there, and who removes a device looks again for what came meanwhile:
+//!   nothing waits for a device that is not there.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -21,6 +23,7 @@ use serde_json::value::RawValue;
 use crate::{
     Users, UsersError,
     tables::{DEVICES, TO_DEVICE, TO_DEVICE_SEEN, TO_DEVICE_SEEN_AT},
+    users::ATTEMPTS,
 };
 
 /// Messages that wait for one device.
@@ -48,6 +51,8 @@ const DEVICES_OF_USER: usize = 1_000;
 const COPIES_MAX: usize = 2_000;
 /// Inboxes whose fill is remembered.
 const COUNTED_MAX: usize = 10_000;
+/// Devices of which it is remembered that nothing waits for them that has arrived.
+const CLEARED_MAX: usize = 50_000;
 /// A full inbox is counted again after so many milliseconds.
 const COUNTED_FOR_MS: u64 = 60_000;
 
@@ -71,9 +76,15 @@ pub struct DeviceMessages {
     pub upto: StreamPosition,
 }
 
-/// How full the inboxes are that were looked at last.
+/// What is known of the inboxes that were looked at last.
 #[derive(Default)]
-pub(crate) struct Inboxes(Mutex<HashMap<Key, Fill>>);
+pub(crate) struct Inboxes {
+    fills: Mutex<HashMap<Key, Fill>>,
+    /// Nothing was shown of these that was not forgotten.
+    cleared: Mutex<HashSet<Key>>,
+    /// What a process left behind that ended in the middle was looked for.
+    pub(crate) is_swept: std::sync::atomic::AtomicBool,
+}
 
 type Key = (String, String);
 
@@ -158,7 +169,7 @@ impl Users {
                 copies += 1;
                 part.add(key, message);
                 if part.is_full() {
-                    self.commit_part(std::mem::take(&mut part)).await?;
+                    self.write_part(&std::mem::take(&mut part), None).await?;
                 }
             }
         }
@@ -166,15 +177,7 @@ impl Users {
             return Ok(());
         }
         // With the last of them: what was cut off by a crash comes again.
-        let now_ms = self.now_ms();
-        part.commit.expect_absent(&TO_DEVICE_SEEN, &seen);
-        part.commit.put(&TO_DEVICE_SEEN, &seen, &now_ms);
-        part.commit.put(&TO_DEVICE_SEEN_AT, &(now_ms, seen.0, seen.1), &());
-        match self.commit_part(part).await {
-            // Brought twice at one time: the other one has kept them.
-            Err(CommitError::Conflict) => Ok(()),
-            done => Ok(done?),
-        }
+        self.write_part(&part, Some(&seen)).await
     }
 
     /// What a device is to be shown after `since`, up to `upto` or, where that is too much at once, not so far. What lies
@@ -199,6 +202,10 @@ impl Users {
         let range = TO_DEVICE.prefix(&key).after(&from).up_to(&to);
         // One more says whether these are all.
         let rows = self.inner.store.range(&TO_DEVICE, range, Order::Forward, SHOWN_AT_ONCE + 1).await?;
+        if !rows.is_empty() {
+            // Shown, and forgotten once that has arrived.
+            self.inner.inboxes.cleared.lock().remove(&key);
+        }
         let (mut bytes, mut reached) = (0, since);
         for ((_, _, position), Blob(message)) in rows {
             if told.messages.len() == SHOWN_AT_ONCE || bytes >= SHOWN_BYTES {
@@ -212,14 +219,35 @@ impl Users {
         Ok(told)
     }
 
-    /// Adds to a commit that what waits for a device goes.
+    /// A device has what it was shown up to a position: that is forgotten. Reads nothing where there is nothing to forget.
+    pub async fn device_messages_arrived(
+        &self,
+        user: &UserId,
+        device: &DeviceId,
+        upto: StreamPosition,
+    ) -> Result<(), StoreError> {
+        let key = crate::sessions::device_key(user, device);
+        if self.inner.inboxes.cleared.lock().contains(&key) {
+            return Ok(());
+        }
+        self.forget_arrived(&key, upto).await?;
+        let mut cleared = self.inner.inboxes.cleared.lock();
+        if cleared.len() >= CLEARED_MAX {
+            cleared.clear();
+        }
+        cleared.insert(key);
+        Ok(())
+    }
+
+    /// Adds to a commit that what waits for a device goes that came up to a position.
     pub(crate) async fn drop_device_messages(
         &self,
         key: &Key,
+        upto: StreamPosition,
         commit: &mut Commit,
     ) -> Result<(), StoreError> {
         // A device that comes anew under the same id keeps what it is sent then.
-        let upto = (key.0.clone(), key.1.clone(), self.inner.store.watermark());
+        let upto = (key.0.clone(), key.1.clone(), upto);
         let range = TO_DEVICE.prefix(key).up_to(&upto);
         if !self.inner.store.range(&TO_DEVICE, range.clone(), Order::Forward, 1).await?.is_empty() {
             commit.delete_range_later(&TO_DEVICE, &range);
@@ -227,9 +255,40 @@ impl Users {
         Ok(())
     }
 
+    /// Removes what came for devices while they were being removed, up to the position of that.
+    pub(crate) async fn clear_inboxes(&self, keys: &[Key], upto: StreamPosition) -> Result<(), UsersError> {
+        let mut commit = Commit::new();
+        for key in keys {
+            self.drop_device_messages(key, upto, &mut commit).await?;
+        }
+        if !commit.is_empty() {
+            self.inner.store.commit(commit).await?;
+        }
+        Ok(())
+    }
+
+    /// The same for all devices that are not there, once: a process may have ended before it could.
+    pub(crate) async fn sweep_inboxes(&self) -> Result<(), UsersError> {
+        use std::sync::atomic::Ordering;
+        if self.inner.inboxes.is_swept.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let upto = self.inner.store.watermark();
+        let mut range = TO_DEVICE.all();
+        while let Some(((user, device, _), _)) = self.inner.store.first(&TO_DEVICE, range).await? {
+            let key = (user, device);
+            if self.inner.store.get(&DEVICES, &key).await?.is_none() {
+                self.clear_inboxes(std::slice::from_ref(&key), upto).await?;
+            }
+            range = TO_DEVICE.all().after(&(key.0, key.1));
+        }
+        self.inner.inboxes.is_swept.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// What was counted of these devices' inboxes holds no more.
     pub(crate) fn recount_device_messages(&self, keys: &[Key]) {
-        let mut inboxes = self.inner.inboxes.0.lock();
+        let mut inboxes = self.inner.inboxes.fills.lock();
         keys.iter().for_each(|key| drop(inboxes.remove(key)));
     }
 
@@ -283,7 +342,7 @@ impl Users {
     /// Whether there is room for one more from a server, which is then counted.
     async fn has_room(&self, key: &Key, server: &ServerName, bytes: usize) -> Result<bool, StoreError> {
         let now_ms = self.now_ms();
-        if let Some(fill) = self.inner.inboxes.0.lock().get_mut(key) {
+        if let Some(fill) = self.inner.inboxes.fills.lock().get_mut(key) {
             let taken = fill.take(server, bytes);
             if taken || now_ms < fill.counted_ms.saturating_add(COUNTED_FOR_MS) {
                 return Ok(taken);
@@ -305,7 +364,7 @@ impl Users {
             }
         }
         let taken = fill.take(server, bytes);
-        let mut inboxes = self.inner.inboxes.0.lock();
+        let mut inboxes = self.inner.inboxes.fills.lock();
         if inboxes.len() >= COUNTED_MAX {
             inboxes.clear();
         }
@@ -313,9 +372,53 @@ impl Users {
         Ok(taken)
     }
 
-    async fn commit_part(&self, part: Part) -> Result<(), CommitError> {
-        let users: BTreeSet<Arc<str>> = part.keys.iter().map(|key| Arc::from(key.0.as_str())).collect();
-        let (keys, mut commit) = (part.keys, part.commit);
+    /// Writes messages to those devices that are still there; with the last of them also that they came under an id.
+    async fn write_part(&self, part: &Part, seen: Option<&Key>) -> Result<(), UsersError> {
+        let store = &self.inner.store;
+        let keys: Vec<Key> = part.messages.iter().map(|(key, _)| key.clone()).collect();
+        for _ in 0..ATTEMPTS {
+            if let Some(seen) = seen
+                && store.get(&TO_DEVICE_SEEN, seen).await?.is_some()
+            {
+                // Brought twice at one time: the other one has kept them.
+                self.recount_device_messages(&keys);
+                return Ok(());
+            }
+            let devices = store.multi_get(&DEVICES, &keys).await?;
+            let (mut commit, mut users) = (Commit::new(), BTreeSet::new());
+            for ((key, message), device) in part.messages.iter().zip(devices) {
+                let Some(device) = device else { continue };
+                // Who removes the device is either before this, or sees what this wrote.
+                commit.expect(&DEVICES, key, &device);
+                let position = commit.position();
+                let row = (key.0.clone(), key.1.clone(), position);
+                commit.put_new(&TO_DEVICE, &row, &Blob(message.clone()));
+                users.insert(Arc::from(key.0.as_str()));
+            }
+            if let Some(seen) = seen {
+                let now_ms = self.now_ms();
+                commit.expect_absent(&TO_DEVICE_SEEN, seen);
+                commit.put(&TO_DEVICE_SEEN, seen, &now_ms);
+                commit.put(&TO_DEVICE_SEEN_AT, &(now_ms, seen.0.clone(), seen.1.clone()), &());
+            }
+            if commit.is_empty() {
+                return Ok(());
+            }
+            match self.commit_messages(commit, users, keys.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(CommitError::Conflict) => {}
+                Err(CommitError::Store(error)) => return Err(error.into()),
+            }
+        }
+        Err(UsersError::Busy)
+    }
+
+    async fn commit_messages(
+        &self,
+        mut commit: Commit,
+        users: BTreeSet<Arc<str>>,
+        keys: Vec<Key>,
+    ) -> Result<(), CommitError> {
         for user in &users {
             commit.touch(Topic::new(b'u', user.as_bytes()));
             self.inner.user_changes.begin(user);
@@ -359,20 +462,17 @@ impl Users {
 /// What goes into one commit.
 #[derive(Default)]
 struct Part {
-    commit: Commit,
-    keys: Vec<Key>,
+    messages: Vec<(Key, Bytes)>,
     bytes: usize,
 }
 
 impl Part {
     fn is_full(&self) -> bool {
-        self.keys.len() >= ROWS_AT_ONCE || self.bytes >= BYTES_AT_ONCE
+        self.messages.len() >= ROWS_AT_ONCE || self.bytes >= BYTES_AT_ONCE
     }
 
     fn add(&mut self, key: Key, message: Vec<u8>) {
         self.bytes += message.len();
-        let position = self.commit.position();
-        self.commit.put_new(&TO_DEVICE, &(key.0.clone(), key.1.clone(), position), &Blob(message.into()));
-        self.keys.push(key);
+        self.messages.push((key, message.into()));
     }
 }

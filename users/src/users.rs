@@ -268,6 +268,9 @@ impl Users {
                 if let Err(error) = users.sweep_login_tokens().await {
                     tracing::warn!(%error, "expired login tokens could not be removed");
                 }
+                if let Err(error) = users.sweep_inboxes().await {
+                    tracing::warn!(%error, "messages to devices that are gone could not be removed");
+                }
                 if let Err(error) = users.sweep_seen_messages().await {
                     tracing::warn!(%error, "old ids of messages to devices could not be removed");
                 }

@@ -1,21 +1,132 @@
 //! Messages to devices, and what is kept of other servers' devices.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
-use hearth_store::{Commit, Positioned, StreamPosition};
+use async_trait::async_trait;
+use hearth_store::{
+    Commit, Data, Engine, Order, Pending, Positioned, Progress, Scan, Space, Store, StoreError,
+    StreamPosition,
+};
 use hearth_users::{
-    DEVICE_MESSAGE_MAX, DeviceListUpdate, DeviceMessages, INBOX_BYTES, NewDeviceMessages, SHOWN_AT_ONCE,
-    tables::{REMOTE_DEVICE_LISTS, RemoteDeviceList},
+    DEVICE_MESSAGE_MAX, DeviceListUpdate, DeviceMessages, INBOX_BYTES, NewDeviceMessages,
+    REMOTE_BYTES_OF_SERVER, REMOTE_ROWS_OF_SERVER, SHOWN_AT_ONCE, SigningKeyUpdate,
+    tables::{DEVICES, REMOTE_DEVICE_LISTS, REMOTE_KEPT, RemoteDeviceList, RemoteKept, TO_DEVICE},
 };
 use ruma::{DeviceId, OwnedDeviceId, OwnedUserId, UserId, to_device::DeviceIdOrAllDevices, user_id};
 use serde_json::{Value, json, value::RawValue};
 
 use crate::World;
 
+type Meanwhile = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A store in which something happens behind somebody's back: right after some read.
+struct Between {
+    store: Store,
+    /// After the next read of this space, single rows or a range.
+    meanwhile: std::sync::Mutex<Option<(Space, bool, Meanwhile)>>,
+    reads: AtomicUsize,
+}
+
+impl Between {
+    async fn new() -> (Arc<Self>, World) {
+        let store = Store::memory().await;
+        let between = Arc::new(Self { store, meanwhile: Default::default(), reads: AtomicUsize::default() });
+        let store = Store::on(between.clone()).await.unwrap();
+        (between, World::on(store))
+    }
+
+    fn after_the_next(
+        &self,
+        space: Space,
+        range: bool,
+        meanwhile: impl Future<Output = ()> + Send + 'static,
+    ) {
+        *self.meanwhile.lock().unwrap() = Some((space, range, Box::pin(meanwhile)));
+    }
+
+    async fn was_read(&self, key: Option<&[u8]>, range: bool) {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        let meanwhile = {
+            let mut slot = self.meanwhile.lock().unwrap();
+            let is_meant = |(space, of_range, _): &mut (Space, bool, Meanwhile)| {
+                key.and_then(|key| key.first()) == Some(&space.0) && *of_range == range
+            };
+            slot.take_if(is_meant)
+        };
+        if let Some((_, _, meanwhile)) = meanwhile {
+            meanwhile.await;
+        }
+    }
+
+    fn has_happened(&self) -> bool {
+        self.meanwhile.lock().unwrap().is_none()
+    }
+}
+
+#[async_trait]
+impl Engine for Between {
+    async fn get(&self, key: &[u8]) -> Result<Option<Data>, StoreError> {
+        let found = self.store.engine().get(key).await;
+        self.was_read(Some(key), false).await;
+        found
+    }
+
+    async fn multi_get(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Data>>, StoreError> {
+        let found = self.store.engine().multi_get(keys).await;
+        self.was_read(keys.first().map(Vec::as_slice), false).await;
+        found
+    }
+
+    async fn range(&self, scan: Scan<'_>) -> Result<Vec<(Data, Data)>, StoreError> {
+        let start = scan.start.to_vec();
+        let found = self.store.engine().range(scan).await;
+        self.was_read(Some(&start), true).await;
+        found
+    }
+
+    fn submit(&self, commit: Commit) -> Pending {
+        self.store.submit(commit)
+    }
+
+    fn progress(&self) -> &Arc<Progress> {
+        self.store.engine().progress()
+    }
+
+    async fn finish(&self) {}
+
+    async fn close(self: Arc<Self>) {}
+}
+
+async fn waiting(between: &Between, world: &World) -> usize {
+    // Either of the stores does the work.
+    tokio::select! {
+        done = world.store.jobs_finished() => done.unwrap(),
+        done = between.store.jobs_finished() => done.unwrap(),
+    }
+    world.store.range(&TO_DEVICE, TO_DEVICE.all(), Order::Forward, 100).await.unwrap().len()
+}
+
 struct Inbox<'a> {
     world: &'a World,
     user: OwnedUserId,
     device: OwnedDeviceId,
+}
+
+/// Bob's server brings a message for a device of Alice's.
+async fn brings(users: &hearth_users::Users, id: &str, device: &str) {
+    let content: Box<RawValue> = serde_json::value::to_raw_value(&json!({ "n": 1 })).unwrap();
+    let device = DeviceIdOrAllDevices::try_from(device).unwrap();
+    let alice = user_id!("@alice:a.test").to_owned();
+    let contents = BTreeMap::from([(alice, BTreeMap::from([(device, &*content)]))]);
+    let new = NewDeviceMessages { sender: bob(), kind: "m.test", contents };
+    users.keep_device_messages(id, &new).await.unwrap();
 }
 
 impl World {
@@ -71,6 +182,61 @@ async fn a_message_waits_until_the_device_has_it() {
     world.users.delete_devices(&alice, &["PHONE".into()]).await.unwrap();
     let phone = world.device(&alice, "PHONE").await;
     assert_eq!(phone.after(None).await.messages.len(), 0, "another device with the same name");
+}
+
+#[tokio::test]
+async fn nothing_waits_for_a_device_that_is_removed_meanwhile() {
+    // Before the message is counted, and before it is written.
+    for (space, range) in [(TO_DEVICE.space(), true), (DEVICES.space(), false)] {
+        let (between, world) = Between::new().await;
+        let alice = world.alice().await;
+        for device in ["PHONE", "DESK"] {
+            world.log_in(&alice, Some(device), false).await;
+        }
+        let (users, owner) = (world.users.clone(), alice.clone());
+        between.after_the_next(space, range, async move {
+            users.delete_devices(&owner, &["PHONE".into()]).await.unwrap();
+        });
+        brings(&world.users, "1", "*").await;
+        assert!(between.has_happened());
+        assert_eq!(waiting(&between, &world).await, 1, "of the other device");
+        // It came, and is not taken for new.
+        brings(&world.users, "1", "*").await;
+        assert_eq!(waiting(&between, &world).await, 1);
+    }
+    // While the device's inbox is looked through.
+    let (between, world) = Between::new().await;
+    let alice = world.alice().await;
+    world.log_in(&alice, Some("PHONE"), false).await;
+    let users = world.users.clone();
+    between.after_the_next(TO_DEVICE.space(), true, async move { brings(&users, "1", "PHONE").await });
+    world.users.delete_devices(&alice, &["PHONE".into()]).await.unwrap();
+    assert!(between.has_happened());
+    assert_eq!(waiting(&between, &world).await, 0);
+}
+
+#[tokio::test]
+async fn what_has_arrived_is_forgotten_also_where_nothing_new_is() {
+    let (between, world) = Between::new().await;
+    let alice = world.alice().await;
+    world.log_in(&alice, Some("PHONE"), false).await;
+    let phone = Inbox { world: &world, user: alice.clone(), device: "PHONE".into() };
+    let arrived =
+        async |upto| world.users.device_messages_arrived(&alice, "PHONE".into(), upto).await.unwrap();
+    arrived(world.store.watermark()).await;
+    brings(&world.users, "1", "PHONE").await;
+    let told = phone.after(Some(StreamPosition::ZERO)).await;
+    assert_eq!(told.messages.len(), 1);
+    arrived(StreamPosition::ZERO).await;
+    assert_eq!(waiting(&between, &world).await, 1, "the answer may have been lost");
+    assert_eq!(phone.after(Some(StreamPosition::ZERO)).await, told);
+    arrived(told.upto).await;
+    assert_eq!(waiting(&between, &world).await, 0);
+    let reads = between.reads.load(Ordering::SeqCst);
+    for _ in 0..5 {
+        arrived(told.upto).await;
+    }
+    assert_eq!(between.reads.load(Ordering::SeqCst), reads, "who only waits costs nothing");
 }
 
 #[tokio::test]
@@ -168,4 +334,68 @@ async fn a_list_of_devices_with_a_gap_is_stale() {
     assert_eq!(change("C", 2, &[1], false).await, (10, 2, true), "their server counts anew");
     whole(10, 2).await;
     assert_eq!(change("C", 11, &[], false).await, (11, 2, true));
+}
+
+#[tokio::test]
+async fn of_one_server_only_so_much_is_kept_and_it_can_be_forgotten() {
+    let world = World::new().await;
+    let raw = |json: Value| -> Box<RawValue> { serde_json::value::to_raw_value(&json).unwrap() };
+    let keys = raw(json!({ "keys": "x".repeat(1_000) }));
+    let change = async |user: &UserId, device: &str, stream_id, deleted| {
+        let update = DeviceListUpdate {
+            user,
+            device: device.into(),
+            display_name: None,
+            stream_id,
+            prev_ids: &[],
+            deleted,
+            keys: Some(&*keys),
+        };
+        world.users.note_remote_device(&update).await.unwrap();
+        world.users.remote_device_list(user).await.unwrap().map(|list| list.devices)
+    };
+    let sign = async |user: &UserId| {
+        let update = SigningKeyUpdate { user, master: Some(&*keys), self_signing: Some(&*keys) };
+        world.users.note_remote_signing_keys(&update).await.unwrap();
+    };
+    let kept = async |server: &str| world.store.get(&REMOTE_KEPT, &server.to_owned()).await.unwrap();
+    let (dora, carl) = (user_id!("@dora:b.test"), user_id!("@carl:c.test"));
+    for n in 0..250 {
+        assert_eq!(change(bob(), &n.to_string(), n + 1, false).await, Some(n as u32 + 1));
+    }
+    change(dora, "A", 1, false).await;
+    sign(bob()).await;
+    sign(bob()).await;
+    change(carl, "A", 1, false).await;
+    let of_b = kept("b.test").await.unwrap();
+    assert_eq!(of_b.rows, 250 + 1 + 2 + 2, "devices, lists and keys");
+    assert!((250_000..350_000).contains(&of_b.bytes), "{of_b:?}");
+    assert_eq!(change(dora, "A", 2, true).await, Some(0));
+    assert_eq!(world.users.remote_users(None, 2).await.unwrap(), ["@bob:b.test", "@carl:c.test"]);
+    assert_eq!(
+        world.users.remote_users(Some("@bob:b.test"), 9).await.unwrap(),
+        [carl.as_str(), dora.as_str()]
+    );
+
+    world.users.forget_remote_user(bob()).await.unwrap();
+    assert_eq!(world.users.remote_users(None, 9).await.unwrap(), [carl.as_str(), dora.as_str()]);
+    assert_eq!(kept("b.test").await.unwrap().rows, 1);
+    world.users.forget_remote_user(dora).await.unwrap();
+    assert_eq!((kept("b.test").await, kept("c.test").await.unwrap().rows), (None, 2));
+
+    // As if there were as much as may be.
+    for full in [
+        RemoteKept { rows: REMOTE_ROWS_OF_SERVER - 1, bytes: 0 },
+        RemoteKept { rows: 0, bytes: REMOTE_BYTES_OF_SERVER - 1_000 },
+    ] {
+        let mut commit = Commit::new();
+        commit.put(&REMOTE_KEPT, &"b.test".to_owned(), &full);
+        world.store.commit(commit).await.unwrap();
+        assert_eq!(change(bob(), "A", 1, false).await, Some(0), "it is known that there is more");
+        assert!(world.users.remote_device_list(bob()).await.unwrap().unwrap().is_stale);
+        sign(bob()).await;
+        assert!(change(carl, &full.rows.to_string(), full.bytes + 2, false).await.unwrap() > 1);
+        world.users.forget_remote_user(bob()).await.unwrap();
+        assert_eq!(kept("b.test").await, Some(full));
+    }
 }
