@@ -9,8 +9,9 @@ use hearth_federation::{
     sender::{EDUS_MAX, PDUS_MAX, must_arrive},
     tables::{BEHIND, MUST_ARRIVE, SENT_UP_TO},
 };
+use hearth_rooms::{Removal, Remove};
 use hearth_store::{Commit, Order, Store};
-use hearth_users::{NewReceipt, ReceiptKind};
+use hearth_users::{DeviceListUpdate, NewReceipt, ReceiptKind};
 use ruma::{events::receipt::ReceiptThread, presence::PresenceState};
 use serde_json::json;
 use tokio::time::sleep;
@@ -21,6 +22,7 @@ use world::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
 
 async fn rows(store: &Store) -> usize {
     store.range(&BEHIND, BEHIND.all(), Order::Forward, 10_000).await.unwrap().len()
@@ -256,6 +258,62 @@ async fn a_server_that_is_only_slow_is_sent_everything() {
     home.say(&room, "now").await;
     sleep(6 * SECOND).await;
     assert_eq!(peer.heard().last().unwrap(), "now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_only_slow_is_sent_everything_also_after_a_start() {
+    let world = World::new();
+    let home = Home::new(&world).await;
+    let (room, peer) = with_peer(&world, &home).await;
+    world.delays.lock().insert("peer.test".into(), 5 * SECOND);
+    for n in 0..2_500 {
+        home.say(&room, &n.to_string()).await;
+        tokio::task::yield_now().await;
+    }
+    sleep(SECOND).await;
+    assert_eq!(rows(&home.store).await, 1, "it is behind");
+    home.sender.close().await;
+    let home = Home::on(&world, home.store);
+    sleep(Duration::from_secs(600)).await;
+    let heard = peer.heard();
+    let counts = counted(&heard);
+    let missing: Vec<String> =
+        numbers(0..2_500).into_iter().filter(|n| !counts.contains_key(n.as_str())).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    assert_eq!(rows(&home.store).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_of_strangers_goes() {
+    let world = World::new();
+    let home = Home::new(&world).await;
+    let (room, peer) = with_peer(&world, &home).await;
+    peer.join(&home, "dora", &room).await;
+    let (bob, dora, nobody) = (peer.user("bob"), peer.user("dora"), peer.user("nobody"));
+    for user in [&bob, &dora, &nobody] {
+        let update = DeviceListUpdate {
+            user,
+            device: "PHONE".into(),
+            display_name: None,
+            stream_id: 1,
+            prev_ids: &[],
+            deleted: false,
+            keys: None,
+        };
+        home.users.note_remote_device(&update).await.unwrap();
+    }
+    let kept = async || home.users.remote_users(None, 10).await.unwrap();
+    sleep(11 * MINUTE).await;
+    assert_eq!(kept().await, [bob.as_str(), dora.as_str()]);
+    home.kick(&bob, &room).await;
+    sleep(11 * MINUTE).await;
+    assert_eq!(kept().await, [dora.as_str()]);
+    // She is still there, and nobody of ours is.
+    let (sender, removal) = (user("alice"), Removal::Leave);
+    let leave = Remove { room, user: sender.clone(), sender, removal, reason: None };
+    home.rooms.remove(&leave, Commit::new()).await.unwrap();
+    sleep(11 * MINUTE).await;
+    assert!(kept().await.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@
 mod world;
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,7 +17,7 @@ use async_trait::async_trait;
 
 use hearth_federation::{
     EARLY_EVERY,
-    sender::{QUICK_WITHIN, SENDING_AT_ONCE, must_arrive},
+    sender::{EDUS_MAX, QUICK_WITHIN, SENDING_AT_ONCE, must_arrive},
 };
 use hearth_store::{Commit, Data, Engine, Pending, Progress, Scan, Store, StoreError};
 use hearth_users::{NewReceipt, ReceiptKind};
@@ -114,6 +115,20 @@ async fn reads(home: &Home, room: &OwnedRoomId, event_id: OwnedEventId) {
 /// How many messages with receipts a fake was sent.
 fn receipts(peer: &Fake) -> usize {
     peer.edus().into_iter().filter(|(kind, _)| kind == "m.receipt").count()
+}
+
+/// The receipts that a fake was told, in order: of which room and user, and the event.
+fn receipts_by_user(peer: &Fake) -> Vec<((String, String), String)> {
+    let mut all = Vec::new();
+    for (_, content) in peer.edus().into_iter().filter(|(kind, _)| kind == "m.receipt") {
+        for (room, receipts) in content.as_object().unwrap() {
+            for (user, receipt) in receipts["m.read"].as_object().unwrap() {
+                let event = receipt["event_ids"][0].as_str().unwrap();
+                all.push(((room.clone(), user.clone()), event.to_owned()));
+            }
+        }
+    }
+    all
 }
 
 /// The presences that a fake was told, as user and state.
@@ -350,6 +365,58 @@ async fn receipts_of_a_large_room_go_together() {
         sleep(SECOND / 2).await;
         assert_eq!(receipts(&pair[0]), n + 1);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn receipts_that_find_no_place_are_told_when_there_is_room() {
+    let world = World::new();
+    let home = Home::new(&world).await;
+    let (first, peers) = room_of(&world, &home, &["peer.test".to_owned()]).await;
+    let peer = &peers[0];
+    let second = home.room().await;
+    peer.join(&home, "bob", &second).await;
+    let names: Vec<String> = (0..450).map(|n| format!("u{n}")).collect();
+    for room in [&first, &second] {
+        for name in &names {
+            home.join(name, room).await;
+        }
+    }
+    let (early, late) = (home.say(&first, "early").await, home.say(&first, "late").await);
+    let other = home.say(&second, "other").await;
+    sleep(MINUTE).await;
+    peer.forgets();
+    world.delays.lock().insert("peer.test".into(), 5 * SECOND);
+    // All at once, then elsewhere while those are under way, and one of the first again.
+    for (room, event_id, names) in
+        [(&first, &early, &names[..]), (&second, &other, &names), (&first, &late, &names[..1])]
+    {
+        for name in names {
+            let (kind, thread) = (ReceiptKind::Read, ReceiptThread::Unthreaded);
+            let read = NewReceipt { kind, event_id: event_id.clone(), thread, ts: 5, order: None };
+            home.users.set_receipts(room, &user(name), &[read], None).await.unwrap();
+        }
+        sleep(SECOND).await;
+    }
+    sleep(5 * MINUTE).await;
+    let told = receipts_by_user(peer);
+    let wanted = |room: &OwnedRoomId, event: &OwnedEventId| {
+        let of = |name: &String| ((room.to_string(), user(name).to_string()), event.to_string());
+        names.iter().map(of).collect::<Vec<_>>()
+    };
+    let mut all: BTreeMap<_, _> = wanted(&first, &early).into_iter().chain(wanted(&second, &other)).collect();
+    all.insert((first.to_string(), user("u0").to_string()), late.to_string());
+    let last: BTreeMap<_, _> = told.iter().cloned().collect();
+    assert_eq!(last, all, "each, and the newest last");
+    assert!(told.len() <= all.len() + 250, "and few of them twice: {}", told.len());
+    let sizes = peer.transactions().into_iter().map(|(_, all)| all["edus"].as_array().unwrap().len());
+    assert!(sizes.into_iter().all(|size| size <= EDUS_MAX));
+    // Then all is as before, and at once.
+    world.delays.lock().clear();
+    sleep(MINUTE).await;
+    peer.forgets();
+    reads(&home, &first, late).await;
+    sleep(SECOND).await;
+    assert_eq!(receipts_by_user(peer).len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

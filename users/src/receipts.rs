@@ -174,20 +174,22 @@ impl Users {
     ) -> Result<Vec<Receipt>, StoreError> {
         match since {
             Some(since) if !self.receipts_changed_since(room, since) => Ok(Vec::new()),
-            Some(since) => self.changed_receipts(room, Some(viewer), since, upto).await,
+            Some(since) => self.changed_receipts(room, Some(viewer), since, upto, usize::MAX).await,
             None => self.all_receipts(room, viewer).await,
         }
     }
 
-    /// The receipts of a room that changed after `since` up to `upto` and that everybody may see.
+    /// The receipts of a room that changed after `since` up to `upto` and that everybody may see, at least the first
+    /// `limit` of them, in the order of their positions.
     pub async fn public_receipts_since(
         &self,
         room: &RoomId,
         since: StreamPosition,
         upto: StreamPosition,
+        limit: usize,
     ) -> Result<Vec<Receipt>, StoreError> {
         match self.receipts_changed_since(room, since) {
-            true => self.changed_receipts(room, None, since, upto).await,
+            true => self.changed_receipts(room, None, since, upto, limit).await,
             false => Ok(Vec::new()),
         }
     }
@@ -205,6 +207,7 @@ impl Users {
         viewer: Option<&UserId>,
         since: StreamPosition,
         upto: StreamPosition,
+        limit: usize,
     ) -> Result<Vec<Receipt>, StoreError> {
         let id = room.as_str().to_owned();
         let mut range = RECEIPT_CHANGES.prefix(&id).after(&(id.clone(), since)).up_to(&(id.clone(), upto));
@@ -223,7 +226,7 @@ impl Users {
             let contents = store.multi_get(&RECEIPTS, &keys).await?;
             let receipts = keys.into_iter().zip(contents);
             changed.extend(receipts.filter_map(|(key, row)| receipt(key, row?)));
-            if !full {
+            if !full || changed.len() >= limit {
                 break;
             }
         }

@@ -33,6 +33,8 @@ pub(super) struct Owed {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Progress {
     pub(super) room: RoomSn,
+    /// Where its row began.
+    pub(super) oldest: StreamPosition,
     pub(super) upto: StreamPosition,
     /// There was nothing more when it was read.
     pub(super) complete: bool,
@@ -124,8 +126,10 @@ impl Inner {
             let found = self.store.multi_get(&BEHIND, &keys).await?;
             let mut commit = Commit::new();
             for (((key, room), found), ends) in keys.iter().zip(progress).zip(found).zip(ends) {
-                // A row that begins later was written while this one was being sent.
-                let Some(row) = found.filter(|row| row.oldest <= room.upto) else { continue };
+                // A row that begins later was written while this one was being sent; so was one that begins earlier, for
+                // what is read from the stream again after a start.
+                let is_meant = |row: &BehindRow| (room.oldest..=room.upto).contains(&row.oldest);
+                let Some(row) = found.filter(is_meant) else { continue };
                 let removed_at = row.removed_at.filter(|removed_at| *removed_at > room.upto);
                 commit.expect(&BEHIND, key, &row);
                 if ends && removed_at.is_none() {

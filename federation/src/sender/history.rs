@@ -47,13 +47,13 @@ impl Inner {
             }
             // From now on the fan-out says what comes for this room.
             if let Some(destination) = self.state.lock().get(server) {
-                destination.catching.insert(room, Catching::default());
+                destination.catching.insert(room, Catching::from(row.oldest));
             }
             let mut from = row.oldest;
             if was_down {
                 from = self.skipped_to(server, room, row).await?;
             }
-            let mut progress = Progress { room, upto: from, complete: false };
+            let mut progress = Progress { room, oldest: row.oldest, upto: from, complete: false };
             while missed.events.len() < limit && looked_at < ROWS_AT_ONCE && bytes < TRANSACTION_BYTES {
                 let wanted = limit - missed.events.len();
                 let page = self.rooms.room_stream_from(room, from, wanted).await?;

@@ -5,6 +5,7 @@
 //!   with the oldest event that is missing there: a server that is down costs one row per room, whatever is said in it.
 //! * Messages that must arrive have rows of their own until they were taken. Typing, receipts and presence are held in
 //!   memory only, the newest of each kind, and are dropped where a destination fails; presence is told again when it is back.
+//!   Receipts that do not fit are told from the store when there is room again.
 //! * After a crash, some things are sent again: peers know events by their IDs.
 //! * Everything held in memory has a bound: destinations, events in queues by number and bytes, transactions under way.
 //!   What does not fit is read from the store again.
@@ -14,11 +15,13 @@ mod edus;
 mod fan_out;
 mod history;
 mod lanes;
+mod missed_receipts;
 mod must_arrive;
 mod presence;
 mod receipts;
 mod rest;
 mod state;
+mod strangers;
 mod transaction;
 mod turn;
 mod typing;
@@ -155,6 +158,7 @@ impl Sender {
         inner.spawn(inner.clone().follow_receipts());
         inner.spawn(inner.clone().follow_typing());
         inner.spawn(inner.clone().follow_presence());
+        inner.spawn(inner.clone().forget_strangers());
     }
 
     /// Ends: transactions under way get some seconds, and the cursor is written down.

@@ -2,13 +2,13 @@
 //! * The first of a room goes at once. What follows waits, the longer the more servers there are, and goes together: all
 //!   receipts of a room cost about the same number of transactions a second, however large it is.
 //! * Of what waits only the position is held from which on it is to be told: the store knows each user's newest receipt.
-//! * What cannot be read is read later, and what cannot wait because too much does is told at once: none is lost before it
-//!   is handed to its destinations.
+//! * What cannot be read is read later, what cannot wait because too much does is told at once, and what finds no place at a
+//!   destination is told it later: none is lost but where a destination fails.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use hearth_store::{StoreError, StreamPosition, Watch};
-use hearth_users::ReceiptKind;
+use hearth_users::{Receipt, ReceiptKind};
 use ruma::{OwnedRoomId, RoomId};
 use serde_json::json;
 use tokio::time::Instant;
@@ -25,7 +25,7 @@ const WAIT_PER_SERVER: Duration = Duration::from_millis(20);
 /// They wait no longer than this.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Rooms whose receipts changed since the last look. Where there are more, each room is asked.
-const ROOMS_MAX: usize = 50_000;
+pub(super) const ROOMS_MAX: usize = 50_000;
 /// Rooms that are asked at a time.
 const ROOMS_AT_ONCE: usize = 1_000;
 /// Rooms whose receipts wait, or would. Where there are more, theirs are told at once.
@@ -190,27 +190,32 @@ impl Inner {
         if servers.is_empty() {
             return Ok(0);
         }
-        let receipts = self.users.public_receipts_since(room, since, upto).await?;
-        let local = self.federation.local_servers();
-        let ours = receipts.into_iter().filter(|receipt| {
-            receipt.kind == ReceiptKind::Read && local.is_local(receipt.user_id.server_name())
-        });
-        let items: Vec<(Arc<EduKey>, EduValue)> = ours
-            .map(|receipt| {
-                let mut data = json!({ "ts": receipt.ts });
-                if let Some(thread) = receipt.thread.as_str() {
-                    data["thread_id"] = thread.into();
-                }
-                let thread = receipt.thread.as_str().map(str::to_owned);
-                let key = EduKey::Receipt(room.to_owned(), receipt.user_id, thread);
-                (Arc::new(key), Arc::new(json!({ "data": data, "event_ids": [receipt.event_id] })))
-            })
-            .collect();
+        let receipts = self.users.public_receipts_since(room, since, upto, usize::MAX).await?;
+        let told = receipts.into_iter().filter_map(|receipt| self.told_as(room, receipt));
+        let items: Vec<(Arc<EduKey>, EduValue)> = told.collect();
         if items.is_empty() {
             return Ok(0);
         }
-        self.tell(&servers, &items);
+        for server in &servers {
+            self.state.lock().push_receipts(server, &items, since);
+        }
+        self.start_workers();
         Ok(servers.len())
+    }
+
+    /// A receipt as other servers are told it; nothing for those that are not ours to tell.
+    pub(super) fn told_as(&self, room: &RoomId, receipt: Receipt) -> Option<(Arc<EduKey>, EduValue)> {
+        let is_ours = self.federation.local_servers().is_local(receipt.user_id.server_name());
+        if receipt.kind != ReceiptKind::Read || !is_ours {
+            return None;
+        }
+        let mut data = json!({ "ts": receipt.ts });
+        if let Some(thread) = receipt.thread.as_str() {
+            data["thread_id"] = thread.into();
+        }
+        let thread = receipt.thread.as_str().map(str::to_owned);
+        let key = EduKey::Receipt(room.to_owned(), receipt.user_id, thread);
+        Some((Arc::new(key), Arc::new(json!({ "data": data, "event_ids": [receipt.event_id] }))))
     }
 }
 

@@ -145,7 +145,8 @@ impl Inner {
             let is_new = !destination.looked_up;
             destination.messages |= messages;
             if is_behind && !destination.behind {
-                destination.was_down |= is_new;
+                // Who is behind without having failed is slow, and is sent everything.
+                destination.was_down |= is_new && is_failing;
                 state.write_down(server, &mut owed);
             }
             if state.get(server).is_some_and(|found| found.stage == Stage::Idle) {

@@ -23,6 +23,7 @@ use super::{
     behind::Owed,
     edus::{EduKey, EduValue},
     lanes::{LANES, Lane, Lanes},
+    missed_receipts::Pass,
 };
 
 /// Destinations that are remembered.
@@ -33,7 +34,7 @@ pub(super) const QUEUE_MAX: usize = 1_000;
 const QUEUED_MAX: usize = 300_000;
 /// Bytes of events in queues, each event counted once.
 const QUEUED_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Messages that need not arrive, held for one destination.
+/// Messages that need not arrive, held for one destination. Receipts beyond it are told from the store.
 const VOLATILE_MAX: usize = 200;
 /// Destinations that are back and are to be told who is there.
 const RETURNED_MAX: usize = 10_000;
@@ -81,12 +82,20 @@ pub(super) enum Stage {
 }
 
 /// A room in which a destination is being caught up.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Catching {
+    /// Where its row begins.
+    oldest: StreamPosition,
     /// The newest event that came meanwhile.
     pub(super) newest: Option<StreamPosition>,
     /// The room's row is being removed: whatever comes now needs a new one.
     pub(super) closing: bool,
+}
+
+impl Catching {
+    pub(super) fn from(oldest: StreamPosition) -> Self {
+        Self { oldest, newest: None, closing: false }
+    }
 }
 
 pub(super) struct Destination {
@@ -115,6 +124,10 @@ pub(super) struct Destination {
     /// There are messages that must arrive, or may be.
     pub(super) messages: bool,
     pub(super) volatile: BTreeMap<Arc<EduKey>, EduValue>,
+    /// Receipts that are being told from the store.
+    pub(super) missed_receipts: Option<Pass>,
+    /// Others after this position found no place, and are told from there next.
+    receipts_after: Option<StreamPosition>,
     /// It was not told of some user's presence.
     missed_presence: bool,
     /// Events of a transaction: fewer while the peer refuses transactions as a whole.
@@ -139,9 +152,16 @@ impl Destination {
             hold: None,
             messages: false,
             volatile: BTreeMap::new(),
+            missed_receipts: None,
+            receipts_after: None,
             missed_presence: false,
             batch: PDUS_MAX,
         }
+    }
+
+    /// Whether it failed, and is left alone.
+    fn rests_on_trial(&self) -> bool {
+        matches!(self.stage, Stage::Resting { .. }) && self.is_on_trial()
     }
 
     /// Whether it is tried among those that failed.
@@ -154,20 +174,45 @@ impl Destination {
     }
 
     pub(super) fn has_work(&self) -> bool {
-        !self.queue.is_empty() || self.behind || self.messages || !self.volatile.is_empty()
+        let events = !self.queue.is_empty() || self.behind || self.messages;
+        events || !self.volatile.is_empty() || self.misses_receipts()
     }
 
     /// Whether there is nothing for it but presence.
     fn has_only_presence(&self) -> bool {
-        let events = !self.queue.is_empty() || self.behind || self.messages;
+        let others = !self.queue.is_empty() || self.behind || self.messages || self.misses_receipts();
         // Presence is last in the order.
-        !events && self.volatile.first_key_value().is_some_and(|(key, _)| key.is_presence())
+        !others && self.volatile.first_key_value().is_some_and(|(key, _)| key.is_presence())
     }
 
     /// What need not arrive is dropped; that it is presence is remembered.
     pub(super) fn drop_volatile(&mut self) {
         self.missed_presence |= self.volatile.last_key_value().is_some_and(|(key, _)| key.is_presence());
         self.volatile.clear();
+        self.missed_receipts = None;
+        self.receipts_after = None;
+    }
+
+    /// Whether receipts are told from the store. Until that is done, all others wait behind them.
+    fn misses_receipts(&self) -> bool {
+        self.missed_receipts.is_some() || self.receipts_after.is_some()
+    }
+
+    fn note_receipts(&mut self, after: StreamPosition) {
+        self.receipts_after = Some(self.receipts_after.map_or(after, |noted| noted.min(after)));
+    }
+
+    /// The receipts that are to be told from the store, up to `watermark` where that begins now.
+    pub(super) fn receipts_to_tell(&mut self, watermark: impl FnOnce() -> StreamPosition) -> Option<Pass> {
+        if self.missed_receipts.is_none() {
+            self.missed_receipts = self.receipts_after.take().map(|after| Pass::new(after, watermark()));
+        }
+        self.missed_receipts.clone()
+    }
+
+    /// How many messages there are that need not arrive, but for presence.
+    pub(super) fn volatile_before_presence(&self) -> usize {
+        self.volatile.keys().take_while(|key| !key.is_presence()).count()
     }
 
     pub(super) fn misses_presence(&mut self) {
@@ -346,6 +391,8 @@ impl State {
         let key = (destination.number, room);
         let write = match destination.catching.get_mut(&room) {
             Some(Catching { closing: true, .. }) => Some(true),
+            // Read again after a start, and not in the row.
+            Some(catching) if position < catching.oldest => Some(false),
             Some(catching) => {
                 catching.newest = Some(position);
                 removed_at.map(|_| false)
@@ -508,6 +555,8 @@ impl State {
         destination.behind = false;
         destination.messages = false;
         destination.volatile.clear();
+        destination.missed_receipts = None;
+        destination.receipts_after = None;
         destination.looked_up = false;
     }
 
@@ -517,12 +566,12 @@ impl State {
     }
 
     /// A message that need not arrive; it takes the place of an older one of its kind, or where there are too many, that
-    /// of somebody's presence.
-    pub(super) fn push_volatile(&mut self, server: &ServerName, key: &Arc<EduKey>, value: &EduValue) {
-        let Some(destination) = self.remembered(server) else { return };
-        if matches!(destination.stage, Stage::Resting { .. }) && destination.is_on_trial() {
+    /// of somebody's presence. False: it found no place, though it should have one.
+    pub(super) fn push_volatile(&mut self, server: &ServerName, key: &Arc<EduKey>, value: &EduValue) -> bool {
+        let Some(destination) = self.remembered(server) else { return true };
+        if destination.rests_on_trial() {
             destination.missed_presence |= key.is_presence();
-            return;
+            return true;
         }
         if destination.volatile.len() >= VOLATILE_MAX && !destination.volatile.contains_key(key) {
             // Told when the destination is through with what it has.
@@ -532,11 +581,31 @@ impl State {
                     destination.missed_presence = true;
                     drop(last.remove());
                 }
-                _ => return,
+                _ => return false,
             }
         }
         destination.volatile.insert(key.clone(), value.clone());
         self.make_ready(server);
+        true
+    }
+
+    /// Receipts of a room after a position. Those that find no place are told from the store.
+    pub(super) fn push_receipts(
+        &mut self,
+        server: &ServerName,
+        items: &[(Arc<EduKey>, EduValue)],
+        after: StreamPosition,
+    ) {
+        let waits =
+            |destination: &Destination| destination.misses_receipts() && !destination.rests_on_trial();
+        let waits = self.get(server).is_some_and(|destination| waits(destination));
+        if !waits && items.iter().all(|(key, value)| self.push_volatile(server, key, value)) {
+            return;
+        }
+        if let Some(destination) = self.get(server) {
+            destination.note_receipts(after);
+            self.make_ready(server);
+        }
     }
 }
 
@@ -569,6 +638,38 @@ mod tests {
         state.get(server).unwrap().drop_volatile();
         state.rest(server, 7);
         state.push_volatile(server, &typing, &value);
+        assert!(!state.get(server).unwrap().has_work());
+    }
+
+    #[test]
+    fn receipts_without_a_place_are_told_from_the_first_of_them_on() {
+        let (mut state, server, at) = (State::default(), server_name!("a.test"), StreamPosition::new);
+        let receipt = |n: usize| -> (Arc<EduKey>, EduValue) {
+            let user = ruma::UserId::parse(format!("@u{n}:x")).unwrap();
+            let key = EduKey::Receipt(room_id!("!r:x").to_owned(), user, None);
+            (Arc::new(key), Arc::new(n.into()))
+        };
+        let receipts = |count: usize| (0..count).map(receipt).collect::<Vec<_>>();
+        state.push_receipts(server, &receipts(VOLATILE_MAX), at(3));
+        assert_eq!(state.get(server).unwrap().receipts_to_tell(|| at(9)), None, "all have a place");
+        state.push_receipts(server, &receipts(VOLATILE_MAX + 1), at(5));
+        state.push_receipts(server, &receipts(1), at(4));
+        let pass = state.get(server).unwrap().receipts_to_tell(|| at(9));
+        assert_eq!(pass, Some(Pass::new(at(4), at(9))));
+        // What comes while they are told waits for the next time.
+        state.push_receipts(server, &receipts(1), at(9));
+        let destination = state.get(server).unwrap();
+        assert_eq!(destination.receipts_to_tell(|| at(12)), pass);
+        (destination.missed_receipts, destination.volatile) = (None, BTreeMap::new());
+        assert!(destination.has_work() && !destination.has_only_presence());
+        assert_eq!(destination.receipts_to_tell(|| at(12)), Some(Pass::new(at(9), at(12))));
+        destination.missed_receipts = None;
+        assert!(!destination.has_work());
+        // Nothing is kept for one that failed.
+        state.push_receipts(server, &receipts(VOLATILE_MAX + 1), at(12));
+        state.get(server).unwrap().drop_volatile();
+        state.rest(server, 7);
+        state.push_receipts(server, &receipts(VOLATILE_MAX + 1), at(13));
         assert!(!state.get(server).unwrap().has_work());
     }
 

@@ -43,6 +43,13 @@ impl Load {
         queued.chain(missed).collect()
     }
 
+    /// What need not arrive waits again. What came meanwhile is newer.
+    fn give_back(&self, destination: &mut Destination) {
+        for (key, value) in &self.taken {
+            destination.volatile.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+
     fn tells_presence(&self) -> bool {
         self.taken.last_key_value().is_some_and(|(key, _)| key.is_presence())
     }
@@ -117,7 +124,7 @@ impl Inner {
             let Some(destination) = state.get(server) else { return Ok(true) };
             destination.looked_up = true;
             destination.messages |= has_messages;
-            destination.was_down |= is_behind || failing.is_some();
+            destination.was_down |= failing.is_some();
             // Whoever failed before the start is not tried from a place of others, also if its time has come.
             let rests = failing.filter(|row| row.next_try_ms > now_ms || !destination.is_on_trial());
             if let Some(row) = &rests {
@@ -181,13 +188,18 @@ impl Inner {
             }
             load.messages = found;
         }
+        let room = edus_max.saturating_sub(load.messages.len());
+        let waiting = self.state.lock().get(server).map_or(0, |found| found.volatile_before_presence());
+        let missed = self.receipts_missed_by(server, room.saturating_sub(waiting)).await?;
         if let Some(destination) = self.state.lock().get(server) {
             let mut taken = BTreeMap::new();
-            while taken.len() + load.messages.len() < edus_max
+            while taken.len() + missed.len() < room
                 && let Some((key, value)) = destination.volatile.pop_first()
             {
                 taken.insert(key, value);
             }
+            // These are newer than what was still waiting.
+            taken.extend(missed);
             load.volatile = edus_of(&taken);
             load.taken = taken;
         }
@@ -219,10 +231,7 @@ impl Inner {
             let mut state = self.state.lock();
             let Some(destination) = state.get(server) else { return };
             destination.messages |= !load.messages.is_empty();
-            for (key, value) in load.taken {
-                // What came meanwhile is newer.
-                destination.volatile.entry(key).or_insert(value);
-            }
+            load.give_back(destination);
             if !destination.queue.is_empty() {
                 state.write_down(server, &mut owed);
             }
@@ -263,6 +272,7 @@ impl Inner {
                     if let Some(destination) = self.state.lock().get(server) {
                         destination.batch = (size / 2).clamp(1, super::PDUS_MAX / 2);
                         destination.messages |= !load.messages.is_empty();
+                        load.give_back(destination);
                     }
                     // It is there, and answers.
                     return self.federation.destinations().alive(server).await;
