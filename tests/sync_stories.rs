@@ -595,3 +595,22 @@ async fn a_declined_invite_shows_the_leave_also_behind_the_timeline() {
     assert_eq!(ids(state), ids(&section["timeline"]["events"]));
     assert_eq!(section.get("state"), None);
 }
+
+#[tokio::test]
+async fn messages_that_have_arrived_wait_no_longer_also_where_nothing_is_new() {
+    let world = World::new().await;
+    let alice = world.client("alice");
+    alice.logs_in().await;
+    let first = alice.syncs(None, json!({})).await;
+    world.brings("1", &alice).await;
+    let told = alice.syncs(Some(&first), json!({})).await;
+    assert_eq!(told["to_device"]["events"].as_array().unwrap().len(), 1);
+    let again = alice.syncs(Some(&first), json!({})).await;
+    assert_eq!(again["to_device"], told["to_device"], "the answer may have been lost");
+    assert_eq!(world.waiting().await, 1);
+    // An old endpoint takes nothing away.
+    alice.syncs_with(Some(&told), json!({}), |request| request.to_device = false).await;
+    assert_eq!(world.waiting().await, 1);
+    let quiet = alice.waits(&told, Duration::from_millis(1)).await;
+    assert_eq!((quiet.get("to_device"), world.waiting().await), (None, 0));
+}

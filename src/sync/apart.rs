@@ -1,10 +1,11 @@
 //! Rooms to which the user is not joined: invites, knocks, and those that were left.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use hearth_rooms::{
     Membership, RoomSn, TimelineOrder,
     read::{Bundles, ClientEvent, RoomEvent, Shown, Stretch, TimelineToken, push_str},
+    tables::MembershipRow,
 };
 use hearth_store::{StoreError, StreamPosition};
 use ruma::{RoomId, UserId};
@@ -43,6 +44,10 @@ impl ClientSync {
         }
         let user = &round.request.user;
         let Some(row) = self.reader.membership_of(user, room).await? else { return Ok(false) };
+        // What became of it comes with the next answer, and is all that there is to know.
+        if row.value.membership != place.membership {
+            return Ok(false);
+        }
         let is_invite = place.membership == Membership::Invite;
         if is_invite && (round.ignored.contains(&row.value.sender) || self.users.blocks_invites(user).await?)
         {
@@ -95,7 +100,7 @@ impl ClientSync {
         Ok(events)
     }
 
-    /// Rooms that were left after a position and are forgotten already.
+    /// Rooms that were left after a position and are forgotten already, or will be behind what the answer covers.
     //
     // NOTSPEC: the specification has forgotten rooms in no sync at all. Then the other devices of who forgets a room as
     // soon as it is left would show it for ever as one that the user is in.
@@ -108,17 +113,14 @@ impl ClientSync {
             return Ok(Vec::new());
         }
         let user = &round.request.user;
-        let mut left = BTreeMap::new();
-        for (position, change) in self.reader.membership_changes(user, since, round.next.position).await? {
-            let (room, membership) = (change.room, change.membership);
-            if matches!(membership, Membership::Leave | Membership::Ban) && !change.forgotten {
-                left.insert(
-                    room,
-                    Place { membership, before: change.before, since: position, changed: position },
-                );
-            }
-        }
-        Ok(left.into_iter().filter(|(room, _)| round.active.place(*room).is_none()).collect())
+        let changes = self.reader.membership_changes(user, since, StreamPosition::MAX).await?;
+        let rooms: BTreeSet<RoomSn> = changes.iter().map(|(_, change)| change.room).collect();
+        let gone = rooms.into_iter().filter(|room| round.active.place(*room).is_none());
+        let there = gone.filter_map(|room| Some((room, round.stood(&changes, room)?)));
+        let is_told = |place: &Place| {
+            matches!(place.membership, Membership::Join | Membership::Leave | Membership::Ban)
+        };
+        Ok(there.filter(|(_, place)| is_told(place)).collect())
     }
 
     /// Writes a room that was left or from which the user was banned, up to then; whether there was anything.
@@ -132,9 +134,7 @@ impl ClientSync {
     ) -> Result<bool, StoreError> {
         let is_old = round.since.is_none_or(|since| place.since <= since.position);
         let everything = round.since.is_none() || round.request.full_state;
-        if place.since > round.next.position
-            || (is_old && !(everything && round.request.filter.room.include_leave))
-        {
+        if is_old && !(everything && round.request.filter.room.include_leave) {
             return Ok(false);
         }
         let user = &round.request.user;
@@ -155,14 +155,14 @@ impl ClientSync {
                 self.walk_back(&mut viewer, stretch, limit, round, &mut timeline).await?;
                 timeline.finish();
             }
-        } else if let Some(event) = self.own_member_event(room, user).await? {
+        } else if let Some(event) = self.own_member_event(room, user, place).await? {
             // Who turns down an invite sees that, and nothing else of the room.
             let order = event.order.unwrap_or(end);
             timeline.events.push(Shown { order, event, membership: place.membership.as_str() });
         }
         if timeline.events.is_empty()
             && !viewer.was_joined()
-            && let Some(event) = self.leave_out_of_band(room, user).await?
+            && let Some(event) = self.leave_out_of_band(room, user, place).await?
         {
             // What ended an invite of a room that is held elsewhere.
             let style = round.style();
@@ -209,7 +209,11 @@ impl ClientSync {
         &self,
         room: RoomSn,
         user: &UserId,
+        place: Place,
     ) -> Result<Option<ClientEvent>, StoreError> {
+        if self.member_row(room, user, place).await?.is_none() {
+            return Ok(None);
+        }
         let row = self.reader.out_of_band(user, room).await?;
         Ok(row.and_then(|row| self.reader.event_out_of_band(&row).ok()))
     }
@@ -218,11 +222,22 @@ impl ClientSync {
         &self,
         room: RoomSn,
         user: &UserId,
+        place: Place,
     ) -> Result<Option<Arc<RoomEvent>>, StoreError> {
-        let row = self.reader.membership_of(user, room).await?;
-        match row.and_then(|row| row.value.event) {
+        match self.member_row(room, user, place).await?.and_then(|row| row.event) {
             Some(event) => self.reader.event(room, event).await,
             None => Ok(None),
         }
+    }
+
+    /// The user's row, unless it speaks of something that came later.
+    async fn member_row(
+        &self,
+        room: RoomSn,
+        user: &UserId,
+        place: Place,
+    ) -> Result<Option<MembershipRow>, StoreError> {
+        let row = self.reader.membership_of(user, room).await?;
+        Ok(row.map(|row| row.value).filter(|row| row.membership == place.membership))
     }
 }

@@ -46,7 +46,7 @@ impl ClientSync {
         out: &mut Vec<u8>,
     ) -> Result<bool, StoreError> {
         let upto = round.next.position;
-        let Some(entry) = self.entry(round, room, place).await? else { return Ok(false) };
+        let entry = self.entry(round, room, place).await?;
         let Some(tail) = self.reader.tail(room, place.changed, upto).await? else { return Ok(false) };
         let user = &round.request.user;
         let mut viewer = self.reader.joined_viewer(room, user, round.ignored.clone()).await?;
@@ -95,37 +95,26 @@ impl ClientSync {
         Ok(true)
     }
 
-    /// How the client stands to the room; none if the join is not to be told yet.
-    async fn entry(
-        &self,
-        round: &Round<'_>,
-        room: RoomSn,
-        place: Place,
-    ) -> Result<Option<Entry>, StoreError> {
+    /// How the client stands to the room.
+    async fn entry(&self, round: &Round<'_>, room: RoomSn, place: Place) -> Result<Entry, StoreError> {
         let Some(since) = round.since else {
-            return Ok(Some(Entry { is_new: true, after: TimelineOrder::START }));
+            return Ok(Entry { is_new: true, after: TimelineOrder::START });
         };
         let after = TimelineOrder::live(since.position);
         if place.since <= since.position {
-            return Ok(Some(Entry { is_new: false, after }));
+            return Ok(Entry { is_new: false, after });
         }
         let user = &round.request.user;
         let changes = self.reader.membership_changes(user, since.position, round.next.position).await?;
-        let mut changes = changes.into_iter().map(|(_, change)| change).filter(|change| change.room == room);
-        let Some(first) = changes.next() else {
-            // It became so after what this answer covers: a change of the profile, or a join that is yet to come.
-            let was_joined = place.before == Some(Membership::Join);
-            return Ok(was_joined.then_some(Entry { is_new: false, after }));
-        };
+        let changes: Vec<_> =
+            changes.into_iter().map(|(_, change)| change).filter(|change| change.room == room).collect();
         let joined = Some(Membership::Join);
-        let stayed =
-            |before: Option<Membership>, membership| before == joined && membership == Membership::Join;
-        let was_joined = first.before == joined;
-        let stayed = stayed(first.before, first.membership)
-            && changes.all(|change| stayed(change.before, change.membership));
+        let was_joined = changes.first().is_some_and(|first| first.before == joined);
+        let stayed = was_joined
+            && changes.iter().all(|change| change.before == joined && change.membership == Membership::Join);
         // Who left and came back has what was before: only what lies between is cut off.
         let after = if was_joined { after } else { TimelineOrder::START };
-        Ok(Some(Entry { is_new: !stayed, after }))
+        Ok(Entry { is_new: !stayed, after })
     }
 
     async fn live_timeline(

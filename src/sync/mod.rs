@@ -5,6 +5,7 @@
 //! * Answers are written as bytes of events that were serialised once; nothing here builds JSON values of events.
 
 mod apart;
+mod as_of;
 mod joined;
 mod lazy;
 mod presence;
@@ -180,11 +181,17 @@ impl ClientSync {
         let device = (request.user.clone(), request.device.clone());
         let sent = self.lazy.of(&device, request.since);
         let mut since = request.since;
+        // What the token names was received, whether or not there is anything new.
+        let mut arrived = since.filter(|_| request.to_device);
         loop {
             let active = self.tracker.active(&request.user).await?;
             let mut wakening = active.wakening();
             let mut next = self.now().await;
             since = self.usable(since, next)?;
+            if let Some(arrived) = arrived.take().and(since) {
+                let (user, device) = (&request.user, &request.device);
+                self.users.device_messages_arrived(user, device, arrived.to_device).await?;
+            }
             if !request.to_device {
                 next.to_device = since.map_or(StreamPosition::ZERO, |since| since.to_device);
             }
@@ -296,6 +303,7 @@ impl ClientSync {
             if !round.request.filter.room.wants_room(room_id.as_str()) {
                 continue;
             }
+            let Some(place) = self.as_of(round, room, place).await? else { continue };
             let section = match place.membership {
                 Membership::Join => "join",
                 Membership::Invite => "invite",

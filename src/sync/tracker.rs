@@ -84,8 +84,6 @@ struct View {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub membership: Membership,
-    /// What it was before.
-    pub before: Option<Membership>,
     /// When it became so.
     pub since: StreamPosition,
     /// The last change of the room that the user can see.
@@ -204,10 +202,10 @@ impl Tracker {
             joined.iter().copied().zip(self.inner.rooms.last_changes(&joined).await?).collect();
         let mut view = View { own: upto, memberships_until: upto, ..View::default() };
         for (room, row) in rooms {
-            let (membership, before, since) = (row.value.membership, row.value.before, row.position);
+            let (membership, since) = (row.value.membership, row.position);
             let changed = changed.get(&room).map_or(since, |changed| since.max(*changed));
             if !row.value.forgotten {
-                view.put(room, Place { membership, before, since, changed });
+                view.put(room, Place { membership, since, changed });
             }
         }
         Ok(view)
@@ -261,13 +259,8 @@ impl Tracker {
             Ok(changes) => {
                 let mut state = self.inner.state.lock();
                 for (position, change) in changes {
-                    let place = Place {
-                        membership: change.membership,
-                        before: change.before,
-                        since: position,
-                        changed: position,
-                    };
-                    state.place(&active, change.room, (!change.forgotten).then_some(place));
+                    let place = Place { membership: change.membership, since: position, changed: position };
+                    state.place(&active, change.room, (!change.forgotten).then_some(place), position);
                 }
                 active.view.lock().memberships_until = upto;
             }
@@ -373,9 +366,11 @@ impl State {
         Some(active)
     }
 
-    /// Changes a user's place in a room; `None` forgets it.
-    fn place(&mut self, active: &Arc<Active>, room: RoomSn, place: Option<Place>) {
+    /// Changes a user's place in a room at a position; `None` forgets it.
+    fn place(&mut self, active: &Arc<Active>, room: RoomSn, place: Option<Place>, at: StreamPosition) {
         let mut view = active.view.lock();
+        // Who finds no room there knows that something happened.
+        view.own = view.own.max(at);
         let before = view.rooms.get(&room).copied();
         // Read before it was followed.
         if before.zip(place).is_some_and(|(before, place)| before.since >= place.since) {

@@ -17,8 +17,10 @@ use hearth_rooms::{
     RoomsOptions, Send, SystemClock, Txn,
     read::{Direction, EventFilter, FilterDefinition, PageRequest, TimelineToken},
 };
-use hearth_store::{Commit, Store, StoreOptions};
-use hearth_users::{NewReceipt, Options, ReceiptKind, Users};
+use hearth_store::{Commit, Order, Store, StoreOptions};
+use hearth_users::{
+    NewAccount, NewDeviceMessages, NewReceipt, NewSession, Options, ReceiptKind, Users, tables::TO_DEVICE,
+};
 use ruma::{
     OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId,
     events::{TimelineEventType, receipt::ReceiptThread},
@@ -77,6 +79,20 @@ impl World {
         }
     }
 
+    /// A server brings a message for somebody's device.
+    pub async fn brings(&self, id: &str, to: &Client) {
+        let (content, sender) = (to_raw_value(&json!({})).unwrap(), "@bob:remote.test".try_into().unwrap());
+        let devices = [(to.device.as_str().try_into().unwrap(), &*content)];
+        let contents = BTreeMap::from([(to.user.clone(), BTreeMap::from(devices))]);
+        let new = NewDeviceMessages { sender, kind: "m.test", contents };
+        self.users.keep_device_messages(id, &new).await.unwrap();
+    }
+
+    /// How many messages wait for devices.
+    pub async fn waiting(&self) -> usize {
+        self.store.range(&TO_DEVICE, TO_DEVICE.all(), Order::Forward, 100).await.unwrap().len()
+    }
+
     pub async fn close(self) {
         self.users.close().await.unwrap();
         self.store.close().await;
@@ -84,6 +100,19 @@ impl World {
 }
 
 impl Client {
+    /// From now on the device is one that messages can be sent to.
+    pub async fn logs_in(&self) {
+        let account = NewAccount::person(self.user.clone(), None);
+        self.users.create_account(account, None).await.unwrap();
+        let new = NewSession {
+            user_id: self.user.clone(),
+            device_id: Some(self.device.as_str().into()),
+            display_name: None,
+            refreshable: false,
+        };
+        self.users.start_session(new).await.unwrap();
+    }
+
     pub fn on_device(&self, device: &str) -> Self {
         Self { device: device.to_owned(), ..self.clone() }
     }
