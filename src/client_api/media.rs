@@ -195,10 +195,9 @@ fn about(request: &Request) -> Result<About, MatrixError> {
     Ok(About { content_type, name: query.filename })
 }
 
-/// The same file always has the same tag; two renderings of it have different ones.
+/// A file never changes, so its name on the disk is its tag; two renderings of it have different ones.
 fn entity_tag(file: &File, rendering: &str) -> String {
-    let hash = file.hash[..16].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    format!("\"{hash}{rendering}\"")
+    format!("\"{}{rendering}\"", file.id)
 }
 
 fn is_known(headers: &HeaderMap, tag: &str) -> bool {

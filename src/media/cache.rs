@@ -51,10 +51,10 @@ impl Media {
     pub async fn keep_copy(&self, key: &MediaKey, about: About, bytes: Bytes) -> Result<File, UploadError> {
         let whole = stream::iter([Ok::<_, std::io::Error>(bytes)]);
         let received = self.0.files.receive(whole, self.0.options.file_max).await?;
-        let Received { id, size, hash, .. } = received;
+        let Received { id, size, checksum, .. } = received;
         let short = |text: String| Some(text).filter(|text| !text.is_empty() && text.len() <= NAME_MAX);
         let (content_type, name) = (about.content_type.and_then(short), about.name.and_then(short));
-        let file = File { id, size, hash, content_type, name };
+        let file = File { id, size, checksum, content_type, name };
         let kept = self.keep_row(key, &file).await;
         if !matches!(&kept, Ok(kept) if kept.id == id) {
             self.0.files.remove(id).await;

@@ -7,6 +7,7 @@
 
 use std::{
     collections::HashSet,
+    fmt,
     fs::{self, File},
     io::{self, Write as _},
     os::unix::fs::MetadataExt as _,
@@ -40,6 +41,13 @@ const LARGE_BATCHES: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FileId([u8; 16]);
 
+/// Sixteen bytes in hexadecimal.
+impl fmt::Display for FileId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
 impl FileId {
     fn random() -> Self {
         Self(ids::random())
@@ -47,7 +55,7 @@ impl FileId {
 
     /// Folder and name: 256 folders, so that none becomes very long.
     fn parts(self) -> (String, String) {
-        let hex = self.0.map(|byte| format!("{byte:02x}")).concat();
+        let hex = self.to_string();
         (hex[..2].to_owned(), hex[2..].to_owned())
     }
 
@@ -90,7 +98,7 @@ pub enum ReceiveError {
 pub struct Received {
     pub id: FileId,
     pub size: u64,
-    pub hash: [u8; 32],
+    pub checksum: u32,
     _arrival: Arrival,
 }
 
@@ -129,7 +137,7 @@ impl Files {
         let arrival = self.arrival();
         let id = arrival.0;
         let mut pieces = std::pin::pin!(pieces);
-        let (mut batch, mut size, mut hasher) = (Batch::default(), 0, blake3::Hasher::new());
+        let (mut batch, mut size, mut checksum) = (Batch::default(), 0, crc32fast::Hasher::new());
         let (mut writer, mut large) = (None, None);
         loop {
             let piece = pieces.next().await.transpose();
@@ -141,7 +149,7 @@ impl Files {
                     return Err(ReceiveError::TooLarge { limit });
                 }
                 // While it is in the processor's cache.
-                hasher.update(&piece);
+                checksum.update(&piece);
                 batch.add(piece);
             }
             if !ended && self.gathers_more(batch.bytes, &mut large) {
@@ -156,8 +164,8 @@ impl Files {
             });
             writer = written.await?;
             if ended {
-                let hash = *hasher.finalize().as_bytes();
-                return Ok(Received { id, size, hash, _arrival: arrival });
+                let checksum = checksum.finalize();
+                return Ok(Received { id, size, checksum, _arrival: arrival });
             }
         }
     }
@@ -308,7 +316,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::open(dir.path().join("media"), 0).unwrap();
         let received = receive(&files, &[b"hello ", b"world"], 11).await.unwrap();
-        assert_eq!((received.size, received.hash), (11, *blake3::hash(b"hello world").as_bytes()));
+        assert_eq!((received.size, received.checksum), (11, crc32fast::hash(b"hello world")));
         let whole: Vec<Bytes> =
             files.read(received.id).await.unwrap().into_stream().map(Result::unwrap).collect().await;
         assert_eq!(whole.concat(), b"hello world");
@@ -330,7 +338,7 @@ mod tests {
                 let pieces = content[..length].chunks(50_000);
                 let pieces = stream::iter(pieces.map(|piece| io::Result::Ok(Bytes::copy_from_slice(piece))));
                 let received = files.receive(pieces, length as u64).await.unwrap();
-                assert_eq!(received.hash, *blake3::hash(&content[..length]).as_bytes());
+                assert_eq!(received.checksum, crc32fast::hash(&content[..length]));
                 assert!(fs::read(files.place(received.id)).unwrap() == content[..length]);
             }
         }

@@ -305,10 +305,10 @@ impl Media {
         about: About,
         received: Received,
     ) -> Result<(), UploadError> {
-        let Received { id, size, hash, .. } = received;
+        let Received { id, size, checksum, .. } = received;
         let short = |text: String| Some(text).filter(|text| !text.is_empty() && text.len() <= NAME_MAX);
         let (content_type, name) = (about.content_type.and_then(short), about.name.and_then(short));
-        let content = Content::Stored(File { id, size, hash, content_type, name });
+        let content = Content::Stored(File { id, size, checksum, content_type, name });
         let becomes = Medium { owner: owner.to_string(), created_ms: (self.0.clock)(), content };
         let stored = self.count_and_commit(was, key, becomes, size).await;
         if stored.is_err() {

@@ -45,8 +45,8 @@ pub struct File {
     pub id: FileId,
     /// In bytes.
     pub size: u64,
-    /// BLAKE3 over its bytes.
-    pub hash: [u8; 32],
+    /// CRC-32 over its bytes, to find damage.
+    pub checksum: u32,
     /// As its uploader called it.
     pub content_type: Option<String>,
     /// As its uploader called it.
