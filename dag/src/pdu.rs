@@ -18,7 +18,7 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::{RoomRules, canonical::Object, hash};
+use crate::{Rejection, RoomRules, canonical::Object, hash, power_levels::Listed};
 
 /// A type and a state key: the place of an event in the room's state.
 pub type StateKey = (StateEventType, String);
@@ -42,6 +42,7 @@ struct Inner {
     auth_events: Range<usize>,
     references: OnceLock<References>,
     raw_content: OnceLock<Box<RawValue>>,
+    power_levels: OnceLock<Arc<Listed>>,
 }
 
 #[derive(Default)]
@@ -123,6 +124,7 @@ impl Pdu {
             auth_events,
             references: OnceLock::new(),
             raw_content: OnceLock::new(),
+            power_levels: OnceLock::new(),
             json,
         })))
     }
@@ -203,6 +205,15 @@ impl Pdu {
         self.0.raw_content.get_or_init(|| {
             RawValue::from_string(self.content_json().to_owned()).expect("it was read as a JSON value before")
         })
+    }
+
+    /// What a power levels event says; `rules` are those of its room.
+    pub(crate) fn power_levels(&self, rules: &RoomRules) -> Result<Arc<Listed>, Rejection> {
+        if let Some(read) = self.0.power_levels.get() {
+            return Ok(read.clone());
+        }
+        let read = Arc::new(Listed::parse(rules, self.content_json())?);
+        Ok(self.0.power_levels.get_or_init(|| read).clone())
     }
 
     /// The content read as `T`.

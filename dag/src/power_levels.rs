@@ -1,8 +1,9 @@
 //! Who may do what: the power levels event, read once.
-//! * A value to keep: reading it costs microseconds per thousand users, asking it almost nothing.
+//! * An event is read once, however often it is asked: reading costs microseconds per thousand users, asking almost
+//!   nothing.
 //! * It knows the creators, and what holds in a room without a power levels event.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{OwnedUserId, UserId, events::TimelineEventType};
 
@@ -47,64 +48,34 @@ const CREATOR_DEFAULT: i64 = 100;
 /// The power levels of a room at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PowerLevels {
+    listed: Arc<Listed>,
+    /// Those whose power is infinite.
+    infinite: Vec<OwnedUserId>,
+}
+
+/// What a power levels event says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Listed {
     pub(crate) fields: [Option<i64>; 7],
     pub(crate) events: BTreeMap<String, i64>,
     pub(crate) users: BTreeMap<OwnedUserId, i64>,
     pub(crate) notifications: BTreeMap<String, i64>,
-    /// Those whose power is infinite.
-    infinite: Vec<OwnedUserId>,
 }
 
 impl PowerLevels {
     /// Reads the room's power levels event, or says what holds without one.
     pub fn of(rules: &RoomRules, create: &Create, event: Option<&Pdu>) -> Result<Self, Rejection> {
-        let mut levels = match event {
-            Some(event) => Self::parse(rules, event.content_json())?,
-            None => Self::without_event(rules, create),
+        let listed = match event {
+            Some(event) => event.power_levels(rules)?,
+            None => Arc::new(Listed::without_event(rules, create)),
         };
-        if rules.creators_have_infinite_power {
-            levels.infinite = create.creators.clone();
-        }
-        Ok(levels)
+        let infinite = if rules.creators_have_infinite_power { create.creators.clone() } else { Vec::new() };
+        Ok(Self { listed, infinite })
     }
 
-    fn without_event(rules: &RoomRules, create: &Create) -> Self {
-        let users = match rules.creators_have_infinite_power {
-            true => BTreeMap::new(),
-            false => create.creators.iter().map(|creator| (creator.clone(), CREATOR_DEFAULT)).collect(),
-        };
-        let (events, notifications) = Default::default();
-        Self { fields: [None; 7], events, users, notifications, infinite: Vec::new() }
-    }
-
-    /// Reads the content of a power levels event, without the room's creators.
-    pub(crate) fn parse(rules: &RoomRules, content: &str) -> Result<Self, Rejection> {
-        let malformed = |field| Rejection::MalformedPowerLevels { field };
-        let content = Object::parse(content, false).map_err(|_| malformed("content"))?;
-        let mut fields = [None; 7];
-        for (field, slot) in FIELDS.into_iter().zip(&mut fields) {
-            if let Some(value) = content.get(field) {
-                *slot = Some(read(rules, value).ok_or(malformed(field))?);
-            }
-        }
-        let map = |field| -> Result<Vec<(&str, i64)>, Rejection> {
-            let Some(value) = content.get(field) else { return Ok(Vec::new()) };
-            let pairs = value.as_object().ok_or(malformed(field))?.iter();
-            pairs.map(|(key, value)| Ok((key, read(rules, value).ok_or(malformed(field))?))).collect()
-        };
-        let text = |field| -> Result<BTreeMap<String, i64>, Rejection> {
-            Ok(map(field)?.into_iter().map(|(key, level)| (key.to_owned(), level)).collect())
-        };
-        let users = map("users")?
-            .into_iter()
-            .map(|(user_id, level)| Ok((UserId::parse(user_id).map_err(|_| malformed("users"))?, level)));
-        Ok(Self {
-            fields,
-            events: text("events")?,
-            notifications: text("notifications")?,
-            users: users.collect::<Result<_, Rejection>>()?,
-            infinite: Vec::new(),
-        })
+    /// What the event says.
+    pub(crate) fn listed(&self) -> &Listed {
+        &self.listed
     }
 
     /// A user's power.
@@ -112,13 +83,13 @@ impl PowerLevels {
         if self.infinite.iter().any(|creator| creator == user_id) {
             return Level::Infinite;
         }
-        Level::Finite(self.users.get(user_id).copied().unwrap_or_else(|| self.users_default()))
+        Level::Finite(self.listed.users.get(user_id).copied().unwrap_or_else(|| self.users_default()))
     }
 
     /// What sending an event of this type needs.
     pub fn event(&self, kind: &TimelineEventType, is_state: bool) -> i64 {
         let default = if is_state { self.state_default() } else { self.events_default() };
-        self.events.get(&kind.to_string()).copied().unwrap_or(default)
+        self.listed.events.get(&kind.to_string()).copied().unwrap_or(default)
     }
 
     /// Whether a user's power suffices to send an event of this type.
@@ -163,17 +134,17 @@ impl PowerLevels {
 
     /// What notifying all of a kind needs, such as `room` for `@room`.
     pub fn notification(&self, key: &str) -> i64 {
-        self.notifications.get(key).copied().unwrap_or(NOTIFICATION_DEFAULT)
+        self.listed.notifications.get(key).copied().unwrap_or(NOTIFICATION_DEFAULT)
     }
 
     /// All notification levels that are set.
     pub fn notifications(&self) -> &BTreeMap<String, i64> {
-        &self.notifications
+        &self.listed.notifications
     }
 
     /// The users that are listed, creators of infinite power not among them.
     pub fn users(&self) -> &BTreeMap<OwnedUserId, i64> {
-        &self.users
+        &self.listed.users
     }
 
     /// The users whose power is infinite.
@@ -182,7 +153,47 @@ impl PowerLevels {
     }
 
     fn field(&self, index: usize) -> i64 {
-        self.fields[index].unwrap_or(DEFAULTS[index])
+        self.listed.fields[index].unwrap_or(DEFAULTS[index])
+    }
+}
+
+impl Listed {
+    /// What holds without an event.
+    fn without_event(rules: &RoomRules, create: &Create) -> Self {
+        let users = match rules.creators_have_infinite_power {
+            true => BTreeMap::new(),
+            false => create.creators.iter().map(|creator| (creator.clone(), CREATOR_DEFAULT)).collect(),
+        };
+        Self { users, ..Self::default() }
+    }
+
+    /// Reads the content of a power levels event, without the room's creators.
+    pub(crate) fn parse(rules: &RoomRules, content: &str) -> Result<Self, Rejection> {
+        let malformed = |field| Rejection::MalformedPowerLevels { field };
+        let content = Object::parse(content, false).map_err(|_| malformed("content"))?;
+        let mut fields = [None; 7];
+        for (field, slot) in FIELDS.into_iter().zip(&mut fields) {
+            if let Some(value) = content.get(field) {
+                *slot = Some(read(rules, value).ok_or(malformed(field))?);
+            }
+        }
+        let map = |field| -> Result<Vec<(&str, i64)>, Rejection> {
+            let Some(value) = content.get(field) else { return Ok(Vec::new()) };
+            let pairs = value.as_object().ok_or(malformed(field))?.iter();
+            pairs.map(|(key, value)| Ok((key, read(rules, value).ok_or(malformed(field))?))).collect()
+        };
+        let text = |field| -> Result<BTreeMap<String, i64>, Rejection> {
+            Ok(map(field)?.into_iter().map(|(key, level)| (key.to_owned(), level)).collect())
+        };
+        let users = map("users")?
+            .into_iter()
+            .map(|(user_id, level)| Ok((UserId::parse(user_id).map_err(|_| malformed("users"))?, level)));
+        Ok(Self {
+            fields,
+            events: text("events")?,
+            notifications: text("notifications")?,
+            users: users.collect::<Result<_, Rejection>>()?,
+        })
     }
 }
 

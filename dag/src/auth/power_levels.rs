@@ -16,13 +16,13 @@ pub(super) fn check_power_levels(
 ) -> Result<(), Rejection> {
     // If any of the levels are not integers (or, before version 10, strings that are integers), or users has a key
     // that is not a valid user ID, reject.
-    let new = PowerLevels::parse(rules, pdu.content_json())?;
+    let new = pdu.power_levels(rules)?;
     // If the users property contains the sender of the create event or any of the additional creators, reject.
     if rules.creators_have_infinite_power && new.users.keys().any(|user_id| create.is_creator(user_id)) {
         return Err(Rejection::PowerLevelForCreator);
     }
     // If there is no previous m.room.power_levels event in the room, allow.
-    let Some(current) = current else { return Ok(()) };
+    let Some(current) = current.map(PowerLevels::listed) else { return Ok(()) };
 
     // For users_default, events_default, state_default, ban, redact, kick, invite: if they were added, changed or
     // removed and the current or the new value is higher than the sender's power level, reject.

@@ -16,7 +16,8 @@ mod strangers;
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    sync::Arc,
+    ops::Deref,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -38,7 +39,7 @@ use crate::{
     keys::{OldVerifyKey, server_keys},
     network::Network,
     shares::Shares,
-    tables::{KEY_RESPONSES, SERVER_KEYS, ServerKeysRow},
+    tables::{KEY_RESPONSES, KnownKey, SERVER_KEYS, ServerKeysRow},
 };
 
 /// Tells the time: milliseconds since 1970.
@@ -64,7 +65,7 @@ struct Inner {
     access: Access,
     notaries: Vec<OwnedServerName>,
     clock: Clock,
-    known: Cache<OwnedServerName, Arc<ServerKeysRow>>,
+    known: Cache<OwnedServerName, Arc<Known>>,
     fetching: Mutex<HashMap<OwnedServerName, fetch::Fetching>>,
     failed: Cache<OwnedServerName, fetch::Failed>,
     places: Shares<fetch::Cause>,
@@ -167,10 +168,10 @@ impl KeyStore {
         needs.add(server, vec![key_id.to_owned()], now_ms);
         self.fetch_for_stranger(from, server, &needs).await?;
         let known = self.0.known(server).await?;
-        let key = known.keys.iter().find(|key| key.key_id == key_id);
-        let key = key.filter(|key| !key.old && key.valid_until_ms >= now_ms);
+        let key = known.points().find(|(key, _)| key.key_id == key_id);
+        let key = key.filter(|(key, _)| !key.old && key.valid_until_ms >= now_ms);
         let unknown = || KeyLookupError::Unknown { server: server.to_owned(), key_id: key_id.to_owned() };
-        key.and_then(|key| VerifyKey::new(&key.public_key, None)).ok_or_else(unknown)
+        key.map(|(_, point)| point.clone()).ok_or_else(unknown)
     }
 
     /// What is known of these keys, after what is missing was asked for; at most [`KEYS_TIME`] is waited. A key that
@@ -183,11 +184,9 @@ impl KeyStore {
                 add_own(&mut keys, own);
                 continue;
             }
-            for key in &self.0.known(server).await?.keys {
-                let until = UInt::new(key.valid_until_ms).map(MilliSecondsSinceUnixEpoch);
-                if let Some(public) = VerifyKey::new(&key.public_key, until) {
-                    keys.insert(server.clone(), key.key_id.clone(), public);
-                }
+            let known = self.0.known(server).await?;
+            for (key, point) in known.points() {
+                keys.insert(server.clone(), key.key_id.clone(), point.clone());
             }
         }
         Ok(keys)
@@ -224,18 +223,50 @@ fn add_own(keys: &mut ServerKeys, own: &OwnKeys) {
     }
 }
 
+/// What is known of a server, and its keys as points of the curve: to find the point takes longer than half of a check.
+struct Known {
+    row: ServerKeysRow,
+    /// As many as there are keys.
+    points: OnceLock<Vec<Option<VerifyKey>>>,
+}
+
+impl From<ServerKeysRow> for Known {
+    fn from(row: ServerKeysRow) -> Self {
+        Self { row, points: OnceLock::new() }
+    }
+}
+
+impl Deref for Known {
+    type Target = ServerKeysRow;
+
+    fn deref(&self) -> &ServerKeysRow {
+        &self.row
+    }
+}
+
+impl Known {
+    /// Its keys, and each to check with; what is no point is left out.
+    fn points(&self) -> impl Iterator<Item = (&KnownKey, &VerifyKey)> {
+        let points = self.points.get_or_init(|| {
+            let until = |key: &KnownKey| UInt::new(key.valid_until_ms).map(MilliSecondsSinceUnixEpoch);
+            self.keys.iter().map(|key| VerifyKey::new(&key.public_key, until(key))).collect()
+        });
+        self.keys.iter().zip(points).filter_map(|(key, point)| Some((key, point.as_ref()?)))
+    }
+}
+
 impl Inner {
     fn own(&self, server: &ServerName) -> Option<&OwnKeys> {
         self.own.iter().find(|own| own.key.server_name() == server)
     }
 
     /// What is known of a server; nothing is an empty row.
-    async fn known(&self, server: &ServerName) -> Result<Arc<ServerKeysRow>, StoreError> {
+    async fn known(&self, server: &ServerName) -> Result<Arc<Known>, StoreError> {
         if let Some(known) = self.known.get(server) {
             return Ok(known);
         }
         let row = self.store.get(&SERVER_KEYS, &server.to_string()).await?;
-        let known = Arc::new(row.unwrap_or_default());
+        let known = Arc::new(Known::from(row.unwrap_or_default()));
         if known.fetched_ms > 0 {
             self.remember(server, known.clone());
         }
@@ -243,7 +274,7 @@ impl Inner {
     }
 
     /// Puts a row into memory, unless a newer one is there.
-    fn remember(&self, server: &ServerName, known: Arc<ServerKeysRow>) {
+    fn remember(&self, server: &ServerName, known: Arc<Known>) {
         if self.known.get(server).is_none_or(|there| there.fetched_ms <= known.fetched_ms) {
             self.known.insert(server.to_owned(), known);
         }
@@ -273,7 +304,7 @@ impl Inner {
             }
             match self.store.commit(commit).await {
                 Ok(_) => {
-                    self.remember(server, Arc::new(row));
+                    self.remember(server, Arc::new(row.into()));
                     return Ok(());
                 }
                 Err(CommitError::Conflict) => {}
