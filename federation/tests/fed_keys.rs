@@ -408,3 +408,22 @@ async fn what_a_server_sends_does_not_wait_for_what_it_answered_us() {
     }
     assert_eq!(world.times_asked("good.test") + world.times_asked("better.test"), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_for_which_nobody_waits_any_more_leaves_the_line() {
+    let world = World::new();
+    world.publishes("good.test", "1", &[]);
+    let federation = world.federation("here.test", &Store::memory().await, |_| ());
+    let bad = |needs: KeyNeeds| needs.because_of(&name("bad.test"));
+    let _busy = uses_up_a_share(&federation, bad).await;
+    let mut left = tokio::task::JoinSet::new();
+    for _ in 0..2 {
+        check(&mut left, &federation, bad(of_good())).await;
+    }
+    left.shutdown().await;
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    assert_eq!(world.times_asked("good.test"), 0, "the places that were freed were for others");
+    // Who needs it then asks for it.
+    federation.keys().keys_for(&bad(of_good())).await.unwrap();
+    assert_eq!(world.times_asked("good.test"), 1);
+}

@@ -187,7 +187,7 @@ impl KeyStore {
         let mut fetching = inner.fetching.lock();
         if let Some(running) = fetching.get(server) {
             running.wanted.send_if_modified(|wanted| wanted.also(place));
-            return Some(running.done.clone());
+            return Some(running.done.subscribe());
         }
         let resting = inner.failed.get(server).is_some_and(|failed| failed.until > Instant::now());
         if resting || fetching.len() >= FETCHES_WAITING {
@@ -198,16 +198,23 @@ impl KeyStore {
             // It wanted to join in, and there is nothing any more.
             return None;
         }
-        let (sender, done) = watch::channel(());
-        let wanted = Arc::new(watch::Sender::new(wanted));
+        let (done, waits) = watch::channel(());
+        let (done, wanted) = (Arc::new(done), Arc::new(watch::Sender::new(wanted)));
         fetching.insert(server.to_owned(), Fetching { done: done.clone(), wanted: wanted.clone() });
-        let running = Running { inner: inner.clone(), server: server.to_owned(), _sender: sender };
+        let running = Running { inner: inner.clone(), server: server.to_owned(), done };
         tokio::spawn(async move {
             let inner = &running.inner;
-            let _place = inner.place(&wanted).await;
+            let place = loop {
+                tokio::select! {
+                    biased;
+                    place = inner.place(&wanted) => break place,
+                    () = running.done.closed() => if running.is_left() { return },
+                }
+            };
             inner.fetch(&running.server, also_notaries).await;
+            drop(place);
         });
-        Some(done)
+        Some(waits)
     }
 
     /// Asks the notaries about many servers, one after the other until nothing is missing.
@@ -268,7 +275,8 @@ impl Wanted {
 /// A fetch that others can join in.
 #[derive(Debug)]
 pub(super) struct Fetching {
-    done: watch::Receiver<()>,
+    /// Nothing is sent: those who wait hear that it is gone.
+    done: Arc<watch::Sender<()>>,
     wanted: Arc<watch::Sender<Wanted>>,
 }
 
@@ -276,12 +284,28 @@ pub(super) struct Fetching {
 struct Running {
     inner: Arc<Inner>,
     server: OwnedServerName,
-    _sender: watch::Sender<()>,
+    done: Arc<watch::Sender<()>>,
+}
+
+impl Running {
+    /// Whether nobody waits for it any more: then nobody can join in either.
+    fn is_left(&self) -> bool {
+        let mut fetching = self.inner.fetching.lock();
+        let is_left = self.done.receiver_count() == 0;
+        if is_left {
+            fetching.remove(&self.server);
+        }
+        is_left
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.inner.fetching.lock().remove(&self.server);
+        let mut fetching = self.inner.fetching.lock();
+        // Where it was left, another one may have begun since.
+        if fetching.get(&self.server).is_some_and(|running| Arc::ptr_eq(&running.done, &self.done)) {
+            fetching.remove(&self.server);
+        }
     }
 }
 

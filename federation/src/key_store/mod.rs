@@ -1,9 +1,10 @@
 //! Other servers' signing keys: fetched from them or from notaries, kept, and shown to others as a notary.
 //! * An answer is believed if its own keys signed it; a notary's only if the notary signed it too.
 //! * What was once known of a key stays known, so that old events can be checked when their server is gone.
-//! * One fetch per server at a time, which goes on when those who waited for it have left. So many are made at once for
-//!   what we have to check, of which whoever makes us ask has a share, and as many for requests of strangers; who waits
-//!   for the same fetch lends it their share. What notaries are asked about many servers at once is beside these.
+//! * One fetch per server at a time. One that has begun goes on when those who waited for it have left; one that still
+//!   waits for its turn does not. So many are made at once for what we have to check, of which whoever makes us ask has a
+//!   share, and as many for requests of strangers; who waits for the same fetch lends it their share. What notaries are
+//!   asked about many servers at once is beside these.
 //! * Whoever answered is not asked by us again within [`ASKED_AGAIN_MS`], and whoever did not rests for longer after each
 //!   failure.
 
