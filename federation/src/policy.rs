@@ -34,13 +34,14 @@ pub const ASKED_AT_ONCE: usize = 10;
 pub const QUESTIONS_AT_ONCE: usize = 64;
 /// It is asked about a batch of events of others for so long; of the rest nothing is heard this time.
 pub const JUDGING_TIME: Duration = Duration::from_secs(60);
+/// A question that is cut off sooner than this says nothing of the policy server.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a policy server says of events of others.
 #[derive(Debug, Default)]
 pub(crate) struct Judgement {
-    pub(crate) verdicts: Verdicts,
-    /// Those that it signed or refused.
-    pub(crate) heard: Vec<OwnedEventId>,
+    /// Those that it signed, with the signature, or refused.
+    pub(crate) heard: Vec<(OwnedEventId, Option<Pdu>)>,
     /// Those of which it has said nothing for the moment.
     pub(crate) unheard: Vec<(OwnedEventId, Unheard)>,
 }
@@ -48,8 +49,10 @@ pub(crate) struct Judgement {
 /// Why nothing was heard of an event for the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unheard {
-    /// It was not asked about this one.
+    /// It was not asked about this one, as it gave no answer about another.
     NotAsked,
+    /// It was not asked about this one, or only just now: our questions to policy servers took up the time.
+    PutOff,
     /// It wants to be asked more slowly, after this time if it says so; or it is too slow for so many questions.
     Limited(Option<Duration>),
     /// It failed over the question, or gave no answer.
@@ -128,16 +131,19 @@ impl Policy {
         unsigned: &Unsigned,
     ) -> Result<Option<Pdu>, Unheard> {
         let server = &unsigned.server.name;
-        if is_over.load(Ordering::Relaxed) || Instant::now() >= end {
+        let place = match is_over.load(Ordering::Relaxed) || Instant::now() >= end {
+            true => None,
+            false => tokio::time::timeout_at(end, self.questions.wait(server.clone(), 1)).await.ok(),
+        };
+        if is_over.load(Ordering::Relaxed) {
             return Err(Unheard::NotAsked);
         }
-        let place = tokio::time::timeout_at(end, self.questions.wait(server.clone(), 1)).await;
-        if place.is_err() || is_over.load(Ordering::Relaxed) {
-            return Err(Unheard::NotAsked);
-        }
+        let Some(_place) = place else { return Err(Unheard::PutOff) };
+        let began = Instant::now();
         let said = match tokio::time::timeout_at(end, self.ask(unsigned)).await {
             Ok(Ok(signed)) => return Ok(Some(signed)),
             Ok(Err(no)) => no,
+            Err(_) if began.elapsed() < ANSWERED_WITHIN => return Err(Unheard::PutOff),
             Err(_) => return Err(Unheard::Limited(None)),
         };
         let Some(unheard) = said.for_now else { return Ok(None) };
@@ -181,14 +187,9 @@ impl Judgement {
     fn note(&mut self, unsigned: &Unsigned, said: Result<Option<Pdu>, Unheard>) {
         let event = unsigned.event.event_id().to_owned();
         match said {
-            Ok(Some(signed)) => self.verdicts.recommend(signed),
-            Ok(None) => self.verdicts.refuse(event.clone()),
-            Err(why) => {
-                self.unheard.push((event, why));
-                return;
-            }
+            Ok(said) => self.heard.push((event, said)),
+            Err(why) => self.unheard.push((event, why)),
         }
-        self.heard.push(event);
     }
 }
 

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use hearth_dag::Pdu;
 use hearth_federation::{
     Inbound, Limits, Network, NetworkError, Patience,
-    inbound::{FETCHING_AT_ONCE, GIVEN_UP_AFTER, UNCHECKED_TIME_MS},
+    inbound::{BYTES_WAITING_MAX, FETCHING_AT_ONCE, GIVEN_UP_AFTER, UNCHECKED_TIME_MS, WAITING_PER_ORIGIN},
     tables::UNCHECKED,
 };
 use hearth_rooms::{Join, Profile, RoomsOptions, Status, serve::Asked};
@@ -62,6 +62,32 @@ fn tells_missing(world: &Arc<World>, server: &str, event: &Pdu) {
     });
 }
 
+/// A server that publishes its keys, and tells this state before one event, or all of them, but none of its events.
+fn tells_state(world: &Arc<World>, server: &str, before: Option<&Pdu>, ids: Value) {
+    let (key, world_too) = (key(server, "1"), world.clone());
+    // Its first character is written in another way.
+    let before = before.map_or_else(String::new, |event| event.event_id().as_str()[1..].to_owned());
+    let is_it = move |query: Option<&str>| query.is_some_and(|query| query.contains(&before));
+    world.answers(server, move |request| match request.uri().path() {
+        path if path.contains("/state_ids/") && is_it(request.uri().query()) => ok(ids.to_string()),
+        path if path.contains("/state/") => ok(r#"{"pdus":[],"auth_chain":[]}"#),
+        path if path.contains("/key/") => ok(hearth_federation::server_keys(&key, &[], world_too.now_ms())),
+        _ => world::status(404, r#"{"errcode":"M_NOT_FOUND"}"#),
+    });
+}
+
+/// The state behind the last event of a room, which is one of it, and its auth chain.
+async fn state_behind_head(home: &Home, room: &OwnedRoomId, origin: &str) -> (Vec<String>, Vec<String>) {
+    let info = home.info(room).await;
+    let head = home.rooms.head(info.sn).await.unwrap().unwrap().value;
+    let head = home.rooms.events().load(&info, head.extremities[0]).await.unwrap();
+    let asked = Asked { origin: &name(origin), room, event: head.pdu.event_id() };
+    let state = home.rooms.state_ids_for_peer(asked).await.unwrap();
+    let before = state.pdu_ids.iter().map(ToString::to_string);
+    let behind = before.chain([head.pdu.event_id().to_string()]).collect();
+    (behind, state.auth_chain_ids.iter().map(ToString::to_string).collect())
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_slow_rooms_of_one_server_leave_places_to_those_of_others() {
     let world = World::new();
@@ -90,6 +116,143 @@ async fn the_slow_rooms_of_one_server_leave_places_to_those_of_others() {
     for event in &events {
         assert_eq!(home.status(event).await, Some(Status::Accepted));
     }
+    // In a room that has no place, nothing else waits for one.
+    let last = slow.last().unwrap();
+    hands_over(&inbound, "peer.test", "last", &last[..1]).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for event in last {
+        assert_eq!(home.status(event).await, Some(Status::Accepted));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_be_decided_is_while_it_is_fetched_for_others() {
+    let world = World::new();
+    let (home, inbound) = here(&world).await;
+    let room = room_with_bob(&world, &home).await;
+    Fake::new(&world, "quick.test").join(&home, "carol", &room).await;
+    world.publishes("quick.test", "1", &[]);
+    let (bob, carol) = (<&UserId>::try_from(BOB).unwrap(), user_id!("@carol:quick.test"));
+    // Their keys are known from here on.
+    hands_over(&inbound, "peer.test", "first", &home.messages(&room, bob, &["hello"]).await).await;
+    hands_over(&inbound, "quick.test", "first", &home.messages(&room, carol, &["hello"]).await).await;
+    let lacking = home.messages(&room, bob, &["never given", "after it"]).await;
+    let events = home.messages(&room, carol, &["1", "2"]).await;
+    for server in ["peer.test", "quick.test"] {
+        world.delays.lock().insert(server.into(), Duration::from_secs(25));
+    }
+    hands_over(&inbound, "peer.test", "lacking", &lacking[1..]).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    hands_over(&inbound, "quick.test", "2", &events[1..]).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    hands_over(&inbound, "quick.test", "1", &events[..1]).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for event in &events {
+        assert_eq!(home.status(event).await, Some(Status::Accepted));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_server_holds_up_nothing_of_others_in_its_room() {
+    let world = World::new();
+    let (home, inbound) = here(&world).await;
+    let room = room_with_bob(&world, &home).await;
+    Fake::new(&world, "quick.test").join(&home, "carol", &room).await;
+    let bob = <&UserId>::try_from(BOB).unwrap();
+    hands_over(&inbound, "peer.test", "first", &home.messages(&room, bob, &["hello"]).await).await;
+    let lacking = home.messages(&room, bob, &["never given", "after it"]).await;
+    let events = home.messages(&room, user_id!("@carol:quick.test"), &["1", "2"]).await;
+    tells_missing(&world, "quick.test", &events[0]);
+    world.delays.lock().insert("peer.test".into(), Duration::from_secs(25));
+    hands_over(&inbound, "peer.test", "lacking", &lacking[1..]).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    hands_over(&inbound, "quick.test", "1", &events[1..]).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for event in &events {
+        assert_eq!(home.status(event).await, Some(Status::Accepted));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_that_cannot_be_closed_makes_no_other_one_deep() {
+    let world = World::new();
+    let (home, inbound) = here(&world).await;
+    let room = room_with_bob(&world, &home).await;
+    let bob = <&UserId>::try_from(BOB).unwrap();
+    let hopeless = home.messages(&room, bob, &["never given", "after it"]).await;
+    hands_over(&inbound, "peer.test", "hopeless", &hopeless[1..]).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let events = home.messages(&room, bob, &["1", "2"]).await;
+    tells_missing(&world, "peer.test", &events[0]);
+    hands_over(&inbound, "peer.test", "gap", &events[1..]).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for event in &events {
+        assert_eq!(home.status(event).await, Some(Status::Accepted));
+    }
+    assert_eq!(home.rooms.queued_events(&room).await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_floods_a_room_takes_nobody_their_turn() {
+    let world = World::new();
+    let (home, inbound) = here(&world).await;
+    let room = room_with_bob(&world, &home).await;
+    Fake::new(&world, "quick.test").join(&home, "carol", &room).await;
+    world.publishes("quick.test", "1", &[]);
+    let state = state_behind_head(&home, &room, "quick.test").await;
+    let events = home.messages(&room, user_id!("@carol:quick.test"), &["never given", "after it"]).await;
+    hands_over(&inbound, "quick.test", "1", &events[1..]).await;
+    for number in 0..30 {
+        if number == 6 {
+            let (pdu_ids, auth_chain_ids) = &state;
+            let state = json!({ "pdu_ids": pdu_ids, "auth_chain_ids": auth_chain_ids });
+            tells_state(&world, "quick.test", Some(&events[1]), state);
+        }
+        let mut flood = Vec::new();
+        for one in 0..6 {
+            let texts = [format!("never given {number} {one}"), "after it".to_owned()];
+            let bob = <&UserId>::try_from(BOB).unwrap();
+            flood.push(home.messages(&room, bob, &texts.each_ref().map(String::as_str)).await.remove(1));
+        }
+        hands_over(&inbound, "peer.test", &number.to_string(), &flood).await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    assert_eq!(home.status(&events[1]).await, Some(Status::Accepted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_place_for_a_whole_state_has_their_time_after_it() {
+    let world = World::new();
+    let (home, inbound) = here(&world).await;
+    let mut waiting = Vec::new();
+    for server in ["slow1.test", "slow2.test", "quick.test"] {
+        // Rooms of the same moment are the same room.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let room = home.room().await;
+        let fake = Fake::new(&world, server);
+        fake.join(&home, "carol", &room).await;
+        let (pdu_ids, _) = state_behind_head(&home, &room, server).await;
+        let unknown: Vec<_> = (0..101).map(|number| format!("$unknown{number}")).collect();
+        tells_state(&world, server, None, json!({ "pdu_ids": pdu_ids, "auth_chain_ids": unknown }));
+        let carol = fake.user("carol");
+        hands_over(&inbound, server, "first", &home.messages(&room, &carol, &["hello"]).await).await;
+        waiting.push(home.messages(&room, &carol, &["never given", "after it"]).await.remove(1));
+    }
+    let takes = |server: &str, seconds: u64| {
+        world.delays.lock().insert(server.to_owned(), Duration::from_secs(seconds));
+    };
+    for (server, event) in ["slow1.test", "slow2.test"].iter().zip(&waiting) {
+        takes(server, 1);
+        hands_over(&inbound, server, "slow", std::slice::from_ref(event)).await;
+    }
+    // They have told what the states are by then, and are asked for all of them next.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    ["slow1.test", "slow2.test"].iter().for_each(|server| takes(server, 165));
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    takes("quick.test", 20);
+    hands_over(&inbound, "quick.test", "quick", &waiting[2..]).await;
+    tokio::time::sleep(Duration::from_secs(187)).await;
+    assert_eq!(home.status(&waiting[2]).await, Some(Status::Accepted));
 }
 
 /// What can be had comes in, and what cannot is given up in its time, however much happens in the room meanwhile.
@@ -130,16 +293,8 @@ async fn an_event_between_that_is_none_is_passed_over() {
     let events = home.messages(&room, bob, &["a number that is none", "after it"]).await;
     let mut bad: Value = serde_json::from_str(events[0].json()).unwrap();
     bad["content"]["number"] = json!(1.5);
-    let peer = name("peer.test");
-    let info = home.info(&room).await;
-    let head = home.rooms.head(info.sn).await.unwrap().unwrap().value;
-    let head = home.rooms.events().load(&info, head.extremities[0]).await.unwrap();
-    let asked = Asked { origin: &peer, room: &room, event: head.pdu.event_id() };
-    let state = home.rooms.state_ids_for_peer(asked).await.unwrap();
-    // The state behind Bob's join is that before it, and the join.
-    let mut ids: Vec<_> = state.pdu_ids.iter().map(ToString::to_string).collect();
-    ids.push(head.pdu.event_id().to_string());
-    let state = json!({ "pdu_ids": ids, "auth_chain_ids": state.auth_chain_ids });
+    let (pdu_ids, auth_chain_ids) = state_behind_head(&home, &room, "peer.test").await;
+    let state = json!({ "pdu_ids": pdu_ids, "auth_chain_ids": auth_chain_ids });
     let (peer_key, clock) = (key("peer.test", "1"), world.clone());
     world.answers("peer.test", move |request| match request.uri().path() {
         path if path.contains("get_missing_events") => ok(json!({ "events": [bad] }).to_string()),
@@ -207,6 +362,29 @@ async fn a_bad_copy_of_what_cannot_be_checked_keeps_out_no_good_one() {
     world.passes(3 * HOUR);
     world.publishes("lost.test", "1", &[]);
     tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(home.status(&events[0]).await, Some(Status::Accepted));
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_transactions_of_some_servers_leave_room_for_those_of_others() {
+    let world = World::new();
+    let (home, inbound) = here(&world).await;
+    let room = room_with_bob(&world, &home).await;
+    let of_nobody = home.messages(&room, user_id!("@mallory:n.tarpit.test"), &["hello"]).await;
+    let body = |size: usize| format!(r#"{{"pdus":[{}],"more":"{}"}}"#, of_nobody[0].json(), "x".repeat(size));
+    // Together they take up all that there is.
+    let (servers, around) = (4, body(0).len());
+    let body = Bytes::from(body(BYTES_WAITING_MAX / (servers * WAITING_PER_ORIGIN) - around));
+    let mut busy = tokio::task::JoinSet::new();
+    for server in 0..servers {
+        for txn in 0..WAITING_PER_ORIGIN {
+            let (inbound, body, server) = (inbound.clone(), body.clone(), name(&format!("o{server}.test")));
+            busy.spawn(async move { inbound.transaction(&server, &txn.to_string(), body).await.map(drop) });
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let events = home.messages(&room, <&UserId>::try_from(BOB).unwrap(), &["hello"]).await;
+    hands_over(&inbound, "peer.test", "1", &events).await;
     assert_eq!(home.status(&events[0]).await, Some(Status::Accepted));
 }
 

@@ -4,7 +4,13 @@
 
 mod world;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use hearth_dag::{Keypair, ReceivedPdu, RoomRules, Signer, countersign, is_policy_event};
 use hearth_federation::{
@@ -12,7 +18,9 @@ use hearth_federation::{
     client::POLICY,
     inbound::{ANSWERS_OF_A_SERVER, FETCHING_AT_ONCE, POLICY_PATIENCE, ROUNDS_MAX},
 };
-use hearth_rooms::{PolicyRefusal, QUEUED_EVENTS_MAX, Rooms, Send, SendError, Status, WriteError};
+use hearth_rooms::{
+    EXTREMITIES_LEFT_ALONE, PolicyRefusal, QUEUED_EVENTS_MAX, Rooms, Send, SendError, Status, WriteError,
+};
 use hearth_store::Commit;
 use http::Request;
 use ruma::{OwnedEventId, OwnedRoomId, events::TimelineEventType};
@@ -488,4 +496,64 @@ async fn rooms_without_a_policy_server_ask_nobody() {
     assert_eq!(guarded.status(&events[1]).await, Some(Status::Accepted));
     assert_eq!(guarded.asked(), 0);
     assert!(policy_key().key_id() == hearth_dag::POLICY_KEY_ID);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_follows_an_event_that_lacks_another_is_not_asked_about() {
+    let guarded = Guarded::new().await;
+    guarded.signs();
+    let lacking = guarded.messages(&["never given", "lacks it", "follows"]).await;
+    guarded.hands_over("lacking", &lacking[1..]).await;
+    for text in ["1", "2", "3"] {
+        let ready = guarded.messages(&[text]).await;
+        guarded.hands_over(text, &ready).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(guarded.statuses(&ready).await, [Some(Status::Accepted)]);
+    }
+    assert_eq!(guarded.asked(), 3);
+    assert_eq!(guarded.statuses(&lacking).await, [None, None, None]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_asked_again_about_an_event_that_was_signed_and_waits_for_another() {
+    let guarded = Guarded::new().await;
+    let about_good = Arc::new(AtomicUsize::new(0));
+    let counted = about_good.clone();
+    guarded.answers(move |request| {
+        let event: Value = serde_json::from_slice(request.body()).unwrap();
+        if event["content"]["body"] == "poison" {
+            return status(500, r#"{"errcode":"M_UNKNOWN","error":"oh"}"#);
+        }
+        counted.fetch_add(1, Ordering::Relaxed);
+        signs(&policy_key(), request)
+    });
+    let events = guarded.messages(&["poison", "good"]).await;
+    guarded.receives("1", &events).await;
+    assert_eq!(guarded.statuses(&events).await, [Some(Status::SoftFailed), Some(Status::Accepted)]);
+    assert_eq!(about_good.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_server_that_is_silent_is_not_asked_at_once_again_to_join_forks() {
+    let guarded = Guarded::new().await;
+    guarded.world.gone("guard.test");
+    let mut forks = Vec::new();
+    for number in 0..EXTREMITIES_LEFT_ALONE + 20 {
+        let fork = guarded.messages(&[&number.to_string()]).await.remove(0);
+        forks.push(countersign(rules(), &fork, &policy_key()));
+    }
+    for (number, fork) in forks.iter().enumerate() {
+        guarded.hands_over(&number.to_string(), std::slice::from_ref(fork)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let asked = guarded.asked();
+    assert!((2..6).contains(&asked), "it is asked now and then: {asked}");
+    let ends = async || {
+        let info = guarded.home.info(&guarded.room).await;
+        guarded.home.rooms.head(info.sn).await.unwrap().unwrap().value.extremities.len()
+    };
+    assert_eq!(ends().await, forks.len());
+    guarded.signs();
+    tokio::time::sleep(Duration::from_secs(150)).await;
+    assert!(ends().await <= EXTREMITIES_LEFT_ALONE);
 }

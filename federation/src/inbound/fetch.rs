@@ -1,118 +1,127 @@
 //! What waiting events lack, from other servers: the events between, or else the state behind the gap.
-//! * Those who handed us the events are asked first, then a few others of the room.
+//! * Whoever handed us the events is asked first, then a few others of the room.
 //! * First the events that lie between (`get_missing_events`). What is still lacking then, or where the gap is too
 //!   deep, comes with the state before it (`state_ids`, and `event` or `state` for what of it is not held).
 //! * Whatever comes is checked like everything else, and is of this room or dropped.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
 };
 
 use futures_util::{StreamExt as _, stream};
 use hearth_dag::VerifiedPdu;
-use hearth_rooms::{Kind, Received, RoomInfo, Wanted, WriteError};
+use hearth_rooms::{Kind, Received, RoomInfo, WriteError};
 use hearth_store::StoreError;
-use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
+use parking_lot::Mutex;
+use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedServerName, ServerName};
 
 use super::{
     Inbound,
+    efforts::{Fetched, Lacking, Turn},
     events::{auth_events_first, receive_all, receive_outliers},
-    rounds::{Efforts, Place},
+    place::Place,
+    silence::Silence,
+    workers::Bell,
 };
 use crate::client::{Json, RequestError};
 
-/// Servers that are asked in one round.
+/// Servers that are asked in one turn.
 const SERVERS_MAX: usize = 4;
 /// Events that are asked for at once where a gap is to be closed.
 const GAP_EVENTS: usize = 50;
-/// Events whose state is asked for in one round.
-const STATES_PER_ROUND: usize = 5;
+/// Events whose state is asked for in one turn.
+const STATES_PER_TURN: usize = 5;
 /// Of a state, so many missing events are asked for one by one; if more are missing, for all of it.
 const SINGLE_EVENTS_MAX: usize = 100;
 /// Single events that are asked for at once.
 const ASKED_AT_ONCE: usize = 10;
 
+/// What is to be fetched, and what came of it so far.
+pub(super) struct Fetch {
+    pub(super) room: OwnedRoomId,
+    pub(super) turn: Turn,
+    pub(super) fetched: Mutex<Fetched>,
+    pub(super) silence: Arc<Mutex<Silence>>,
+    pub(super) bell: Arc<Bell>,
+}
+
+impl Fetch {
+    /// Something came: what waited for it can be decided, while this goes on.
+    fn came(&self) {
+        self.fetched.lock().came = true;
+        self.bell.ring();
+    }
+}
+
 impl Inbound {
-    /// Fetches what a room's queue wants. Says whether anything came that was not here.
-    pub(super) async fn fetch(
-        &self,
-        room: &RoomId,
-        wanted: &[Wanted],
-        deep: bool,
-        place: &mut Place<'_>,
-        efforts: &mut Efforts,
-    ) -> Result<bool, WriteError> {
-        let Some(room) = self.0.rooms.room(room).await? else { return Ok(false) };
-        let servers = self.servers_to_ask(&room, wanted).await?;
-        let mut came = false;
-        if !deep && wanted.iter().any(|wanted| wanted.as_prev) {
+    /// Fetches what the events lack whose turn it is.
+    pub(super) async fn fetch(&self, fetch: &Fetch, place: &mut Place<'_>) -> Result<(), WriteError> {
+        let Some(room) = self.0.rooms.room(&fetch.room).await? else { return Ok(()) };
+        let servers = self.servers_to_ask(&room, &fetch.turn.origin).await?;
+        let gaps = &fetch.turn.gaps;
+        if !gaps.is_empty() && !servers.is_empty() {
+            fetch.fetched.lock().gaps = gaps.iter().map(|(event, _)| event.event_id().to_owned()).collect();
             for server in &servers {
-                came |= self.close_gap(&room, server, wanted).await?;
-                if came {
-                    return Ok(true);
+                if self.close_gap(&room, server, gaps, fetch).await? {
+                    return Ok(());
                 }
             }
         }
-        let waiting: BTreeSet<&OwnedEventId> = wanted.iter().flat_map(|wanted| &wanted.by).collect();
-        let mut waiting: Vec<&OwnedEventId> = waiting.into_iter().collect();
-        // What was looked for in vain before stands in nobody's way.
-        waiting.sort_by_key(|event| efforts.fetched(event));
-        for event in waiting.into_iter().take(STATES_PER_ROUND) {
-            efforts.fetches(event);
-            came |= self.with_state(&room, &servers, event, place, efforts).await?;
+        for event in fetch.turn.events.iter().take(STATES_PER_TURN) {
+            fetch.fetched.lock().states.push(event.event_id().to_owned());
+            if self.with_state(&room, &servers, event, place, fetch).await? {
+                fetch.came();
+            }
         }
-        Ok(came)
+        Ok(())
     }
 
-    /// Those that handed us what waits, then others of the room; none that failed lately.
+    /// The one that handed us what waits, then others of the room; none that failed lately.
     async fn servers_to_ask(
         &self,
         room: &RoomInfo,
-        wanted: &[Wanted],
+        origin: &ServerName,
     ) -> Result<Vec<OwnedServerName>, StoreError> {
         let mut servers: Vec<OwnedServerName> = Vec::new();
         let of_room = self.0.rooms.servers_in_room(room).await?;
-        let origins = wanted.iter().flat_map(|wanted| &wanted.origins).map(|server| &**server);
-        let mut asked = HashSet::new();
-        for server in origins.chain(of_room.iter()) {
+        let others = of_room.iter().filter(|server| **server != *origin);
+        for server in std::iter::once(origin).chain(others) {
             if servers.len() >= SERVERS_MAX {
                 break;
             }
-            if asked.insert(server.to_owned()) && self.0.federation.client().may_ask(server).await.is_ok() {
+            if self.0.federation.client().may_ask(server).await.is_ok() {
                 servers.push(server.to_owned());
             }
         }
         Ok(servers)
     }
 
-    /// Asks for the events between those we have and those that wait.
+    /// Asks for the events between those we have and those that wait. Says whether anything came.
     async fn close_gap(
         &self,
         room: &Arc<RoomInfo>,
         server: &ServerName,
-        wanted: &[Wanted],
+        gaps: &[(Lacking, u32)],
+        fetch: &Fetch,
     ) -> Result<bool, WriteError> {
         let rooms = &self.0.rooms;
         let Some(head) = rooms.head(room.sn).await? else { return Ok(false) };
         let extremities = rooms.events().load_many(room, &head.value.extremities).await?;
         let earliest: Vec<OwnedEventId> =
             extremities.iter().map(|event| event.header.event_id.clone()).collect();
-        let latest: BTreeSet<&OwnedEventId> =
-            wanted.iter().filter(|wanted| wanted.as_prev).flat_map(|wanted| &wanted.by).collect();
-        let waiting = rooms.queued_events(&room.room_id).await?.into_iter().map(|(pdu, _)| pdu);
-        let waiting: Vec<VerifiedPdu> =
-            waiting.filter(|pdu| latest.iter().any(|event| **event == pdu.pdu().event_id())).collect();
-        let latest: Vec<OwnedEventId> = latest.into_iter().cloned().collect();
+        let latest: Vec<OwnedEventId> = gaps.iter().map(|(event, _)| event.event_id().to_owned()).collect();
         let client = self.0.federation.client();
         let answer = client.missing_events(server, &room.room_id, &earliest, &latest, GAP_EVENTS, 0).await;
         let Some(events) = given(answer, room, server)? else { return Ok(false) };
         let pdus = self.checked(room, events, server).await?;
-        let new = self.in_the_gap(room, &waiting, pdus).await?;
+        let (new, tried): (Vec<_>, Vec<_>) = self.in_the_gaps(room, gaps, pdus).await?.into_iter().unzip();
         let mut came = false;
-        for (pdu, received) in new.iter().zip(receive_all(rooms, &new).await) {
+        for ((pdu, tried), received) in new.iter().zip(tried).zip(receive_all(rooms, &new).await) {
             came |= match received {
                 Ok(Received::Missing { .. } | Received::NeedsPolicySignature(_)) => {
+                    // As deep as the gap in which it was found.
+                    fetch.fetched.lock().found.push((pdu.pdu().event_id().to_owned(), tried + 1));
                     rooms.enqueue(pdu, server).await?
                 }
                 // It will never be here; what follows it does without it.
@@ -120,36 +129,45 @@ impl Inbound {
                 received => received.map(|_| true)?,
             };
         }
+        if came {
+            fetch.came();
+        }
         Ok(came)
     }
 
-    /// Those of some events that lie behind events that wait and before all that have a place in the room. Where the
-    /// room forks, a server tells more: what came long before we did would be a new end of the room, with its state.
-    async fn in_the_gap(
+    /// Those of some events that lie behind events that wait and before all that have a place in the room, and how often
+    /// it was tried to close the gap in which they lie. Where the room forks, a server tells more: what came long before
+    /// we did would be a new end of the room, with its state.
+    async fn in_the_gaps(
         &self,
         room: &Arc<RoomInfo>,
-        waiting: &[VerifiedPdu],
+        gaps: &[(Lacking, u32)],
         told: Vec<VerifiedPdu>,
-    ) -> Result<Vec<VerifiedPdu>, StoreError> {
+    ) -> Result<Vec<(VerifiedPdu, u32)>, StoreError> {
         let places: HashMap<&EventId, usize> =
             told.iter().enumerate().map(|(place, pdu)| (pdu.pdu().event_id(), place)).collect();
-        let mut lies_there = vec![false; told.len()];
-        let mut open: Vec<&VerifiedPdu> = waiting.iter().collect();
-        while let Some(next) = open.pop() {
-            for prev in next.pdu().prev_events() {
-                let Some(place) = places.get(&**prev).copied().filter(|place| !lies_there[*place]) else {
-                    continue;
-                };
-                // What is only held beside the room is to be received too.
-                let held = self.0.rooms.events().by_id(room, prev).await?;
-                if held.is_none_or(|held| held.snapshot_before().is_none()) {
-                    lies_there[place] = true;
-                    open.push(&told[place]);
+        let mut lies_there: Vec<Option<u32>> = vec![None; told.len()];
+        let mut gaps: Vec<(&VerifiedPdu, u32)> =
+            gaps.iter().map(|(event, tried)| (&event.pdu, *tried)).collect();
+        // What lies in two gaps is as deep as the one that was tried less.
+        gaps.sort_by_key(|(_, tried)| *tried);
+        for (behind, tried) in gaps {
+            let mut open = vec![behind];
+            while let Some(next) = open.pop() {
+                for prev in next.pdu().prev_events() {
+                    let place = places.get(&**prev).copied();
+                    let Some(place) = place.filter(|place| lies_there[*place].is_none()) else { continue };
+                    // What is only held beside the room is to be received too.
+                    let held = self.0.rooms.events().by_id(room, prev).await?;
+                    if held.is_none_or(|held| held.snapshot_before().is_none()) {
+                        lies_there[place] = Some(tried);
+                        open.push(&told[place]);
+                    }
                 }
             }
         }
         let told = told.into_iter().zip(lies_there);
-        Ok(told.filter(|(_, lies_there)| *lies_there).map(|(pdu, _)| pdu).collect())
+        Ok(told.filter_map(|(pdu, tried)| Some((pdu, tried?))).collect())
     }
 
     /// Takes an event that waits in with the state before it, as one of the servers tells it.
@@ -157,20 +175,20 @@ impl Inbound {
         &self,
         room: &Arc<RoomInfo>,
         servers: &[OwnedServerName],
-        event: &EventId,
+        waiting: &Lacking,
         place: &mut Place<'_>,
-        efforts: &mut Efforts,
+        fetch: &Fetch,
     ) -> Result<bool, WriteError> {
-        let rooms = &self.0.rooms;
-        let waiting = rooms.queued_events(&room.room_id).await?;
-        let Some((waiting, _)) = waiting.into_iter().find(|(pdu, _)| pdu.pdu().event_id() == event) else {
+        let (rooms, waiting, event) = (&self.0.rooms, &waiting.pdu, waiting.event_id());
+        let queue = rooms.queued_events(&room.room_id).await?;
+        if !queue.iter().any(|(pdu, _)| pdu.pdu().event_id() == event) {
             // It was decided meanwhile, or made room for others.
             return Ok(false);
-        };
+        }
         for server in servers {
             // What it rests on itself, which is what authorises it.
             let mut came = self.hold(room, server, waiting.pdu().auth_events(), Some(event)).await?;
-            match rooms.receive(&waiting).await? {
+            match rooms.receive(waiting).await? {
                 Received::Missing { prev, .. } if !prev.is_empty() => {}
                 Received::Missing { .. } if came => return Ok(true),
                 Received::Missing { .. } => continue,
@@ -185,10 +203,11 @@ impl Inbound {
             let all: Vec<OwnedEventId> = ids.auth_chain_ids.iter().chain(&ids.pdu_ids).cloned().collect();
             let missing = self.not_held(room, &all).await?;
             if missing.len() > SINGLE_EVENTS_MAX {
-                let _place = self.0.workers.states.wait(server.clone(), 1).await;
-                let answer = self.0.federation.client().state(server, &room.room_id, event).await;
-                let Some(state) = given(answer, room, server)? else { continue };
-                came |= self.hold_all(room, server, [state.auth_chain, state.pdus].concat()).await?;
+                let turn = self.0.workers.states.wait(server.clone(), 1);
+                match place.elsewhere(turn, self.hold_state(room, server, event)).await? {
+                    Some(any) => came |= any,
+                    None => continue,
+                }
             } else {
                 came |= self.hold_each(room, server, &missing).await?;
             }
@@ -201,13 +220,15 @@ impl Inbound {
             }
             let state: Vec<OwnedEventId> =
                 ids.pdu_ids.into_iter().filter(|event| !missing.contains(event)).collect();
-            let mut received = rooms.receive_with_state(&waiting, &state).await?;
+            let mut received = rooms.receive_with_state(waiting, &state).await?;
             if let Received::NeedsPolicySignature(unsigned) = &received {
                 let event = waiting.pdu();
                 let (ready, queue) = ([event], [(event, event.json().len())]);
-                let judging = efforts.silence.judge(&self.0.policy, unsigned, &ready, &queue);
-                let judged = rooms.with_verdicts(place.outside(judging).await.verdicts);
-                received = judged.receive_with_state(&waiting, &state).await?;
+                let judging = Silence::judge(&fetch.silence, &self.0.policy, unsigned, &ready, &queue);
+                if let Some(verdicts) = place.outside(judging).await {
+                    let judged = rooms.with_verdicts(verdicts);
+                    received = judged.receive_with_state(waiting, &state).await?;
+                }
             }
             match received {
                 // The policy server says nothing for the moment; no other server makes a difference to that.
@@ -218,6 +239,18 @@ impl Inbound {
             }
         }
         Ok(false)
+    }
+
+    /// Fetches the whole state before an event, with what it rests on. Says whether anything came of it, if it was given.
+    async fn hold_state(
+        &self,
+        room: &Arc<RoomInfo>,
+        server: &ServerName,
+        event: &EventId,
+    ) -> Result<Option<bool>, WriteError> {
+        let answer = self.0.federation.client().state(server, &room.room_id, event).await;
+        let Some(state) = given(answer, room, server)? else { return Ok(None) };
+        self.hold_all(room, server, [state.auth_chain, state.pdus].concat()).await.map(Some)
     }
 
     /// Fetches those of some events that are not held, with the auth chain of the event that names them.

@@ -2,18 +2,21 @@
 //! * A transaction is answered when each of its events is decided, or waits durably for what is missing. A bad event
 //!   never fails its transaction; only our own store does.
 //! * Events of one room are decided in their order, several on their way to the disk at once; rooms beside each other.
-//! * What an event lacks is fetched by a worker per room, see [`workers`] and [`rounds`]; one whose keys cannot be had
-//!   waits for them, see [`unchecked`]. A restart takes up what waits.
+//! * What an event lacks is fetched by a worker per room, for each server that handed us such events by itself, and while
+//!   others are decided, see [`workers`] and [`rounds`]. One whose keys cannot be had waits for them, see [`unchecked`].
+//!   A restart takes up what waits.
 //! * Whatever a peer sends is bounded: events, bytes, transactions at a time, rounds of fetching, invites; so is what it
 //!   makes us tell, see [`answers`].
 
 mod answers;
 mod early;
 mod edus;
+mod efforts;
 mod encryption;
 mod events;
 mod fetch;
 mod invites;
+mod place;
 mod rounds;
 mod silence;
 mod third_party;
@@ -35,11 +38,11 @@ pub use self::{
     },
     early::{EARLY_BYTES, EARLY_OF_A_ROOM, EARLY_OF_A_SERVER},
     edus::{PRESENCE_MAX, RECEIPTS_MAX},
+    efforts::{FETCHES_OF_A_ROOM, GIVEN_UP_AFTER, ROUNDS_MAX},
     invites::{
         INVITES_AT_ONCE_OF_A_SERVER, INVITES_AT_ONCE_TO_A_USER, INVITES_PER_SECOND_OF_A_SERVER,
         INVITES_PER_SECOND_TO_A_USER, InviteLimit, PENDING_INVITES_MAX,
     },
-    rounds::{GIVEN_UP_AFTER, ROUNDS_MAX},
     silence::{ASKED_AGAIN, POLICY_PATIENCE},
     third_party::{BoundInvite, ThirdPartyError},
     transactions::{BYTES_WAITING_MAX, EDUS_MAX, PDUS_MAX, TransactionError, WAITING_PER_ORIGIN},

@@ -2,7 +2,8 @@
 //! * A repeat gets the first answer; while that is being worked on, it waits for it. Who asked may go away meanwhile.
 //! * Answers are remembered in memory. After a restart a repeat is worked on again, which changes nothing: events that
 //!   are held are answered as before.
-//! * Transactions that wait are bounded for each server, and for all of them in number and bytes.
+//! * Transactions that wait are bounded for each server, and for all of them in number and bytes. Of the bytes each server
+//!   has a share.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,7 +20,10 @@ use serde_json::{json, value::RawValue};
 use tokio::sync::watch;
 
 use super::Inbound;
-use crate::client::Json;
+use crate::{
+    client::Json,
+    shares::{Share, Shares},
+};
 
 /// Events of a transaction.
 pub const PDUS_MAX: usize = 50;
@@ -29,7 +33,7 @@ pub const EDUS_MAX: usize = 100;
 pub const WAITING_PER_ORIGIN: usize = 4;
 /// Transactions of all servers at a time.
 const WAITING_MAX: usize = 1_000;
-/// Bytes of all of them.
+/// Bytes of all of them, see [`Shares`].
 pub const BYTES_WAITING_MAX: usize = 256 * 1024 * 1024;
 /// Answers that are remembered.
 const ANSWERS_KEPT: usize = 10_000;
@@ -62,6 +66,7 @@ type Answer = Result<Bytes, TransactionError>;
 /// Those that are being worked on, and the answers of before.
 pub(super) struct Transactions {
     running: Mutex<Running>,
+    bytes: Shares<OwnedServerName>,
     answers: Cache<Key, Bytes>,
 }
 
@@ -69,7 +74,6 @@ pub(super) struct Transactions {
 struct Running {
     by_id: HashMap<Key, watch::Receiver<Option<Answer>>>,
     by_origin: HashMap<OwnedServerName, Turns>,
-    bytes: usize,
 }
 
 /// Whose turn it is among the transactions of one server.
@@ -81,7 +85,8 @@ struct Turns {
 
 impl Transactions {
     pub(super) fn new() -> Self {
-        Self { running: Mutex::default(), answers: Cache::new(ANSWERS_KEPT) }
+        let (bytes, answers) = (Shares::new(BYTES_WAITING_MAX), Cache::new(ANSWERS_KEPT));
+        Self { running: Mutex::default(), bytes, answers }
     }
 }
 
@@ -129,20 +134,18 @@ impl Inbound {
         key: Key,
         body: Bytes,
     ) -> Result<watch::Receiver<Option<Answer>>, TransactionError> {
-        let size = body.len();
-        if running.by_id.len() >= WAITING_MAX || running.bytes.saturating_add(size) > BYTES_WAITING_MAX {
+        let waiting = running.by_origin.get(&key.0).map_or(0, |turns| turns.waiting);
+        if running.by_id.len() >= WAITING_MAX || waiting >= WAITING_PER_ORIGIN {
             return Err(TransactionError::Busy);
         }
+        let bytes = self.0.transactions.bytes.take(key.0.clone(), body.len());
+        let bytes = bytes.ok_or(TransactionError::Busy)?;
         let turns = running.by_origin.entry(key.0.clone()).or_default();
-        if turns.waiting >= WAITING_PER_ORIGIN {
-            return Err(TransactionError::Busy);
-        }
         turns.waiting += 1;
-        running.bytes += size;
         let lane = turns.lane.clone();
         let (sender, receiver) = watch::channel(None);
         running.by_id.insert(key.clone(), receiver.clone());
-        let under_way = UnderWay { inbound: self.clone(), key, size };
+        let under_way = UnderWay { inbound: self.clone(), key, _bytes: bytes };
         tokio::spawn(async move {
             let _turn = lane.lock().await;
             let (inbound, key) = (&under_way.inbound, &under_way.key);
@@ -183,14 +186,13 @@ impl Inbound {
 struct UnderWay {
     inbound: Inbound,
     key: Key,
-    size: usize,
+    _bytes: Share<OwnedServerName>,
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
         let mut running = self.inbound.0.transactions.running.lock();
         running.by_id.remove(&self.key);
-        running.bytes = running.bytes.saturating_sub(self.size);
         let Some(turns) = running.by_origin.get_mut(&self.key.0) else { return };
         turns.waiting = turns.waiting.saturating_sub(1);
         if turns.waiting == 0 {

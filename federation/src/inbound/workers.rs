@@ -1,9 +1,9 @@
 //! A worker for each room in which events wait: it decides them and fetches what they lack, until nothing waits any more.
 //! * There is none for a room in which nothing waits. A few decide at a time, and a few fetch; the others wait for their
 //!   turn. Of the places of those who fetch each server has a share, as it made us need one.
-//! * A round that brings nothing is followed by a pause, longer each time; whatever comes for the room ends it.
-//! * What waits stays in its room's queue, on the disk, for as many rounds as it takes. When it is given up is said in
-//!   `rounds.rs`.
+//! * Whatever comes for the room is looked at soon, while it is fetched for what came before.
+//! * What waits stays in its room's queue, on the disk, for as long as it takes. When it is given up is said in
+//!   `efforts.rs`.
 
 use std::{
     collections::HashMap,
@@ -20,11 +20,11 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::{
     Inbound, Inner,
-    rounds::{Efforts, Round},
+    rounds::{Step, Work},
 };
 use crate::shares::Shares;
 
-/// Rooms that are fetched for at a time.
+/// Turns of fetching at a time, for a room and a server that handed us events of it.
 pub const FETCHING_AT_ONCE: usize = 16;
 /// Rooms whose queues are gone through at a time.
 const DECIDING_AT_ONCE: usize = 16;
@@ -32,8 +32,8 @@ const DECIDING_AT_ONCE: usize = 16;
 const STATES_AT_ONCE: usize = 2;
 /// Rooms that have a worker.
 const WORKERS_MAX: usize = 10_000;
-/// However often something comes, rounds in vain are so far apart.
-const PAUSE_AT_LEAST: Duration = Duration::from_millis(500);
+/// However often something comes, steps in vain are so far apart.
+pub(super) const PAUSE_AT_LEAST: Duration = Duration::from_millis(500);
 
 /// All workers.
 pub(super) struct Workers {
@@ -48,9 +48,22 @@ pub(super) struct Workers {
 
 /// Tells a worker that there is something new for its room.
 #[derive(Default)]
-struct Bell {
+pub(super) struct Bell {
     rung: AtomicBool,
     notify: Notify,
+}
+
+impl Bell {
+    /// There is something to look at.
+    pub(super) fn ring(&self) {
+        self.rung.store(true, Ordering::SeqCst);
+        self.notify.notify_one();
+    }
+
+    /// Waits until it rings; at once if it has since the last time.
+    pub(super) async fn rings(&self) {
+        self.notify.notified().await;
+    }
 }
 
 impl Workers {
@@ -69,8 +82,7 @@ impl Inbound {
     pub(super) fn wake(&self, room: &RoomId) {
         let mut rooms = self.0.workers.rooms.lock();
         if let Some(bell) = rooms.get(room) {
-            bell.rung.store(true, Ordering::SeqCst);
-            bell.notify.notify_one();
+            bell.ring();
             return;
         }
         if rooms.len() >= WORKERS_MAX {
@@ -108,32 +120,24 @@ struct Worker {
 
 impl Worker {
     async fn work(&self) {
-        let mut efforts = Efforts::default();
+        let mut work = Work::new(self.room.clone(), self.bell.clone());
         while let Some(inner) = self.inner.upgrade() {
             let inbound = Inbound(inner);
             self.bell.rung.store(false, Ordering::SeqCst);
-            let round = inbound.round(&self.room, &mut efforts).await.unwrap_or_else(|error| {
-                tracing::warn!(room_id = %self.room, %error, "fetching for a room failed");
-                efforts.in_vain()
+            let step = inbound.step(&mut work).await.unwrap_or_else(|error| {
+                tracing::warn!(room_id = %self.room, %error, "the events that wait in a room cannot be decided");
+                Step::Wait(work.next_try())
             });
-            match round {
-                Round::Empty if inbound.may_leave(&self.room, &self.bell) => return,
-                Round::Empty => efforts = Efforts::default(),
-                Round::Progress => {}
-                Round::Pause(pause) => {
+            match step {
+                Step::Empty if inbound.may_leave(&self.room, &self.bell) => return,
+                Step::Empty => work = Work::new(self.room.clone(), self.bell.clone()),
+                Step::Again => {}
+                Step::Wait(until) => {
                     drop(inbound);
-                    if self.pause(pause).await {
-                        efforts.was_woken();
-                    }
+                    work.wait(until).await;
                 }
             }
         }
-    }
-
-    /// Waits after a round in vain. Says whether something came before the time was over.
-    async fn pause(&self, pause: Duration) -> bool {
-        tokio::time::sleep(PAUSE_AT_LEAST).await;
-        tokio::time::timeout(pause, self.bell.notify.notified()).await.is_ok()
     }
 }
 
