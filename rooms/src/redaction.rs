@@ -210,8 +210,12 @@ impl Rooms {
         let store = rooms.store().clone();
         drop(rooms);
         runtime.spawn(async move {
-            let mut watch = store.watch();
+            // Something was redacted, or members are late.
             let late = late_members_topic();
+            let mut watch = store.watch_for(move |wake| {
+                wake.keys.iter().any(|key| key.first() == Some(&REDACTIONS.space().0))
+                    || wake.touched.iter().any(|(topic, _)| *topic == late)
+            });
             let mut swept = tokio::time::Instant::now();
             loop {
                 let Some(rooms) = weak.upgrade() else { return };
@@ -228,20 +232,17 @@ impl Rooms {
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
-                // Until something is redacted, or members are late.
                 loop {
-                    let wake = watch.next().await;
-                    if swept.elapsed() >= SWEEP_EVERY {
-                        swept = tokio::time::Instant::now();
-                        let Some(rooms) = weak.upgrade() else { return };
-                        rooms.sweep_transactions().await;
-                    }
-                    match wake {
-                        None => return,
-                        Some(Ok(wake))
-                            if !wake.keys.iter().any(|key| key.first() == Some(&REDACTIONS.space().0))
-                                && !wake.touched.iter().any(|(topic, _)| *topic == late) => {}
-                        Some(_) => break,
+                    tokio::select! {
+                        wake = watch.next() => match wake {
+                            None => return,
+                            Some(_) => break,
+                        },
+                        () = tokio::time::sleep_until(swept + SWEEP_EVERY) => {
+                            swept = tokio::time::Instant::now();
+                            let Some(rooms) = weak.upgrade() else { return };
+                            rooms.sweep_transactions().await;
+                        }
                     }
                 }
             }

@@ -43,6 +43,27 @@ pub async fn a_watcher_learns_topics_and_positions_in_order(here: Here) {
     assert_eq!((told[1].0.tag(), told[1].0.id()), (b'u', &b"@a:b"[..]));
 }
 
+pub async fn who_says_what_it_waits_for_learns_only_that(here: Here) {
+    let gone = here.store.watch_for(|_| panic!("nobody waits for it any more"));
+    drop(gone);
+    let mut watch = here.store.watch_for(|wake| wake.touched.iter().any(|(topic, _)| *topic == room(3)));
+    let mut told = Vec::new();
+    for n in 0..20_u64 {
+        let mut commit = Commit::new();
+        commit.put(&HEADS, &n, &1);
+        commit.touch(room(n % 7));
+        let position = here.store.commit(commit).await.unwrap().last();
+        if n % 7 == 3 {
+            let wake = timeout(PATIENCE, watch.next()).await.unwrap().unwrap().unwrap();
+            assert_eq!(wake.touched, [(room(3), position)]);
+            told.push(n);
+        }
+    }
+    assert_eq!(told, [3, 10, 17]);
+    here.store.close().await;
+    assert!(timeout(PATIENCE, watch.next()).await.unwrap().is_none(), "nothing else, and the end");
+}
+
 pub async fn a_refused_commit_wakes_nobody(here: Here) {
     let mut watch = here.store.watch();
     let mut refused = Commit::new();

@@ -2,7 +2,9 @@
 //!
 //! * The watermark W is the last position that is on the disk. What has a larger one may be visible already.
 //! * A watcher that falls behind is told so; it never holds up the store.
+//! * Who says what it waits for is woken by that only: a task that is woken for nothing costs as much as a small one.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
@@ -45,6 +47,28 @@ impl Watch {
             Err(broadcast::error::RecvError::Lagged(missed)) => Some(Err(Lagged { missed })),
             Err(broadcast::error::RecvError::Closed) => None,
         }
+    }
+}
+
+/// What somebody waits for. Asked for each group, by the thread that writes them.
+type Wanted = Box<dyn Fn(&Wake) -> bool + Send + Sync>;
+
+/// Those who follow groups of commits.
+struct Watchers {
+    all: broadcast::Sender<Arc<Wake>>,
+    /// Each with its only receiver. Those who are gone go with the next group, or the next who comes.
+    some: Vec<(Wanted, broadcast::Sender<Arc<Wake>>)>,
+}
+
+impl fmt::Debug for Watchers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Watchers({} of all, {} of some)", self.all.receiver_count(), self.some.len())
+    }
+}
+
+impl Watchers {
+    fn forget_gone(&mut self) {
+        self.some.retain(|(_, sender)| sender.receiver_count() > 0);
     }
 }
 
@@ -92,7 +116,7 @@ pub struct Progress {
     /// The newest batch that readers may have seen; raised before it is applied.
     visible: AtomicU64,
     durable: watch::Sender<Durable>,
-    wakes: parking_lot::Mutex<Option<broadcast::Sender<Arc<Wake>>>>,
+    watchers: parking_lot::Mutex<Option<Watchers>>,
     pub(crate) counters: Counters,
     /// A commit started a job.
     pub(crate) jobs: Notify,
@@ -104,7 +128,10 @@ impl Default for Progress {
             watermark: AtomicU64::new(0),
             visible: AtomicU64::new(0),
             durable: watch::Sender::new(Durable::default()),
-            wakes: parking_lot::Mutex::new(Some(broadcast::Sender::new(WAKES_KEPT))),
+            watchers: parking_lot::Mutex::new(Some(Watchers {
+                all: broadcast::Sender::new(WAKES_KEPT),
+                some: Vec::new(),
+            })),
             counters: Counters::default(),
             jobs: Notify::new(),
         }
@@ -136,10 +163,20 @@ impl Progress {
 
     /// Follows what becomes durable from now on.
     pub fn watch(&self) -> Watch {
-        match &*self.wakes.lock() {
-            Some(wakes) => Watch(wakes.subscribe()),
+        match &*self.watchers.lock() {
+            Some(watchers) => Watch(watchers.all.subscribe()),
             None => Watch(broadcast::Sender::new(1).subscribe()),
         }
+    }
+
+    /// The same, of those groups only of which `wanted` holds.
+    pub fn watch_for(&self, wanted: impl Fn(&Wake) -> bool + Send + Sync + 'static) -> Watch {
+        let (sender, receiver) = broadcast::channel(WAKES_KEPT);
+        if let Some(watchers) = &mut *self.watchers.lock() {
+            watchers.forget_gone();
+            watchers.some.push((Box::new(wanted), sender));
+        }
+        Watch(receiver)
     }
 
     /// What was done so far.
@@ -161,7 +198,10 @@ impl Progress {
     }
 
     pub(crate) fn is_watched(&self) -> bool {
-        self.wakes.lock().as_ref().is_some_and(|wakes| wakes.receiver_count() > 0)
+        let watchers = self.watchers.lock();
+        watchers
+            .as_ref()
+            .is_some_and(|watchers| watchers.all.receiver_count() > 0 || !watchers.some.is_empty())
     }
 
     /// From here on readers may see this batch.
@@ -177,13 +217,17 @@ impl Progress {
 
     /// Tells those who watch what became durable.
     pub(crate) fn wake(&self, wake: Wake) {
-        if let Some(wakes) = &*self.wakes.lock() {
-            let _ = wakes.send(Arc::new(wake));
+        let Some(watchers) = &mut *self.watchers.lock() else { return };
+        let wake = Arc::new(wake);
+        watchers.forget_gone();
+        for (_, sender) in watchers.some.iter().filter(|(wanted, _)| wanted(&wake)) {
+            let _ = sender.send(wake.clone());
         }
+        let _ = watchers.all.send(wake);
     }
 
     pub(crate) fn close(&self) {
         self.durable.send_modify(|durable| durable.closed = true);
-        self.wakes.lock().take();
+        self.watchers.lock().take();
     }
 }

@@ -10,7 +10,7 @@ use crate::memory::Memory;
 use crate::tables::{ABOUT, About};
 use crate::{
     Commit, CommitError, Committed, Data, Engine, KeyPart, Order, Pending, Range, Scan, Stats, StoreError,
-    StreamPosition, Table, Value, Watch, chunk, jobs,
+    StreamPosition, Table, Value, Wake, Watch, chunk, jobs,
 };
 
 /// The format of what is written. An older one is migrated when it is opened, a newer one is refused. Format 1 had no
@@ -196,6 +196,12 @@ impl Store {
     /// Follows what becomes durable from now on. Subscribe, read, then wait: so nothing is missed.
     pub fn watch(&self) -> Watch {
         self.0.engine.progress().watch()
+    }
+
+    /// The same, of those groups of commits only of which `wanted` holds. It is asked by the thread that writes: it may
+    /// look at what it is given, no more.
+    pub fn watch_for(&self, wanted: impl Fn(&Wake) -> bool + Send + Sync + 'static) -> Watch {
+        self.0.engine.progress().watch_for(wanted)
     }
 
     /// Deletes all rows of a range, in steps, and over restarts; returns when they are gone.

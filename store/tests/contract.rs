@@ -58,6 +58,7 @@ promises! {
         a_slot_inside_a_record_is_refused;
     wakes:
         a_watcher_learns_topics_and_positions_in_order,
+        who_says_what_it_waits_for_learns_only_that,
         a_refused_commit_wakes_nobody,
         mutable_keys_are_told,
         the_keys_of_mutable_rows_are_carried_and_not_stored,

@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use hearth_store::{StoreError, StreamPosition, Watch};
+use hearth_store::{StoreError, StreamPosition};
 use hearth_users::{Receipt, ReceiptKind};
 use ruma::{OwnedRoomId, RoomId};
 use serde_json::json;
@@ -88,31 +88,22 @@ impl Pacing {
     }
 }
 
-/// Waits for a change of receipts, some of which come together. False: the store is closed.
-async fn changed(watch: &mut Watch) -> bool {
-    loop {
-        match watch.next().await {
-            None => return false,
-            // Receipts touch their room by its ID.
-            Some(Ok(wake)) if !wake.touched.iter().any(|(topic, _)| topic.tag() == b'c') => {}
-            Some(_) => return true,
-        }
-    }
-}
-
 impl Inner {
     /// Tells of receipts as they change.
     pub(super) async fn follow_receipts(self: Arc<Self>) {
-        let mut watch = self.store.watch();
+        // Receipts touch their room by its ID.
+        let mut watch =
+            self.store.watch_for(|wake| wake.touched.iter().any(|(topic, _)| topic.tag() == b'c'));
         let mut since = self.store.watermark();
         let mut pacing = Pacing::default();
         let mut is_behind = false;
         loop {
             let next = pacing.next();
             tokio::select! {
-                some = changed(&mut watch) => match some {
-                    true => tokio::time::sleep(RECEIPTS_EVERY).await,
-                    false => return,
+                change = watch.next() => match change {
+                    // Some come together.
+                    Some(_) => tokio::time::sleep(RECEIPTS_EVERY).await,
+                    None => return,
                 },
                 () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
                 () = tokio::time::sleep(STORE_PAUSE), if is_behind => {}
