@@ -116,6 +116,8 @@ pub struct Progress {
     /// The newest batch that readers may have seen; raised before it is applied.
     visible: AtomicU64,
     durable: watch::Sender<Durable>,
+    /// Apart from `durable`, so that who waits for the end is not woken by each group.
+    end: watch::Sender<()>,
     watchers: parking_lot::Mutex<Option<Watchers>>,
     pub(crate) counters: Counters,
     /// A commit started a job.
@@ -128,6 +130,7 @@ impl Default for Progress {
             watermark: AtomicU64::new(0),
             visible: AtomicU64::new(0),
             durable: watch::Sender::new(Durable::default()),
+            end: watch::Sender::new(()),
             watchers: parking_lot::Mutex::new(Some(Watchers {
                 all: broadcast::Sender::new(WAKES_KEPT),
                 some: Vec::new(),
@@ -194,7 +197,10 @@ impl Progress {
     }
 
     pub(crate) async fn closed(&self) {
-        let _ = self.durable.subscribe().wait_for(|durable| durable.closed).await;
+        let mut end = self.end.subscribe();
+        if !self.durable.borrow().closed {
+            let _ = end.changed().await;
+        }
     }
 
     pub(crate) fn is_watched(&self) -> bool {
@@ -228,6 +234,7 @@ impl Progress {
 
     pub(crate) fn close(&self) {
         self.durable.send_modify(|durable| durable.closed = true);
+        self.end.send_replace(());
         self.watchers.lock().take();
     }
 }
