@@ -34,8 +34,8 @@ impl Round<'_> {
     ) -> Option<Place> {
         let upto = self.next.position;
         let of_room = || changes.iter().filter(|(_, change)| change.room == room);
-        let until_then = of_room().filter(|(at, change)| *at <= upto && !change.forgotten);
-        if let Some((since, change)) = until_then.last() {
+        let mut until_then = of_room().filter(|(at, change)| *at <= upto && !change.forgotten);
+        if let Some((since, change)) = until_then.next_back() {
             return Some(Place { membership: change.membership, since: *since, changed: upto });
         }
         // Nothing in between: it was what the first change after that found.
