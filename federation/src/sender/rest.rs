@@ -71,6 +71,14 @@ impl Inner {
         match self.federation.destinations().not_before(server).await {
             Ok(None) => {
                 let mut state = self.state.lock();
+                if state.more_in_store
+                    && state.get(server).is_none()
+                    && let Some(forgotten) = state.remembered(server)
+                {
+                    // It is looked up.
+                    forgotten.messages = true;
+                    state.make_ready(server);
+                }
                 state.wake(server);
                 state.returns(server);
             }

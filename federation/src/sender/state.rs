@@ -28,6 +28,8 @@ use super::{
 
 /// Destinations that are remembered.
 const DESTINATIONS_MAX: usize = 20_000;
+/// Destinations that find no place before it is looked for one again.
+const REFUSED_AT_ONCE: usize = 2_000;
 /// Events in the queue of one destination.
 pub(super) const QUEUE_MAX: usize = 1_000;
 /// Events in all queues, counted once for each destination.
@@ -173,6 +175,11 @@ impl Destination {
         self.stage == Stage::Idle && !self.has_work() && self.rows_under_way == 0
     }
 
+    /// Whether it failed, and everything of it is in the store.
+    fn is_owed_only(&self) -> bool {
+        self.rests_on_trial() && self.queue.is_empty() && self.rows_under_way == 0
+    }
+
     pub(super) fn has_work(&self) -> bool {
         let events = !self.queue.is_empty() || self.behind || self.messages;
         events || !self.volatile.is_empty() || self.misses_receipts()
@@ -252,6 +259,8 @@ pub(super) struct State {
     pub(super) more_in_store: bool,
     /// Transactions that were sent, for their IDs.
     pub(super) transactions: u64,
+    /// For so many more destinations there is no place.
+    refused: usize,
     queued: usize,
     queued_bytes: Arc<AtomicUsize>,
     next_number: u64,
@@ -270,6 +279,7 @@ impl Default for State {
             touched: false,
             more_in_store: false,
             transactions: 0,
+            refused: 0,
             queued: 0,
             queued_bytes: Arc::default(),
             next_number: 0,
@@ -331,10 +341,22 @@ impl State {
     pub(super) fn remembered(&mut self, server: &ServerName) -> Option<&mut Destination> {
         if !self.destinations.contains_key(server) {
             if self.destinations.len() >= DESTINATIONS_MAX {
+                // Nobody became idle or failed since there was last no place to be found: looked for rarely.
+                if self.refused > 0 {
+                    self.refused -= 1;
+                    self.more_in_store = true;
+                    return None;
+                }
                 // Those who are needed again are looked up again.
                 self.destinations.retain(|_, destination| !destination.is_idle());
-                if self.destinations.len() >= DESTINATIONS_MAX - DESTINATIONS_MAX / 10 {
+                let is_full =
+                    |state: &Self| state.destinations.len() >= DESTINATIONS_MAX - DESTINATIONS_MAX / 10;
+                if is_full(self) {
+                    self.forget_dead();
+                }
+                if is_full(self) {
                     self.more_in_store = true;
+                    self.refused = REFUSED_AT_ONCE;
                     return None;
                 }
             }
@@ -342,6 +364,20 @@ impl State {
             self.destinations.insert(server.to_owned(), Destination::new(self.next_number));
         }
         self.destinations.get_mut(server)
+    }
+
+    /// Those that failed hold no place of others for ever, however many they are: the ones that are tried last are forgotten.
+    /// The store has what they are owed, and when they may be tried.
+    fn forget_dead(&mut self) {
+        let is_owed_only =
+            |server: &OwnedServerName| self.destinations.get(server).is_some_and(Destination::is_owed_only);
+        let dead = self.timers.iter().rev().filter(|(_, server)| is_owed_only(server));
+        let dead: Vec<_> = dead.take(DESTINATIONS_MAX / 5).cloned().collect();
+        for timer in dead {
+            self.destinations.remove(&timer.1);
+            self.timers.remove(&timer);
+            self.more_in_store = true;
+        }
     }
 
     /// Whether there is place for many more destinations.
@@ -527,6 +563,7 @@ impl State {
             if !(destination.behind && destination.rows_under_way > 0) {
                 self.make_ready(server);
             }
+            self.refused = 0;
         }
     }
 
@@ -543,6 +580,7 @@ impl State {
             self.timers.remove(&(until_ms, server.to_owned()));
         }
         destination.stage = Stage::Resting { until_ms };
+        self.refused = 0;
         self.timers.insert((until_ms, server.to_owned()));
     }
 
@@ -671,6 +709,30 @@ mod tests {
         state.rest(server, 7);
         state.push_receipts(server, &receipts(VOLATILE_MAX + 1), at(13));
         assert!(!state.get(server).unwrap().has_work());
+    }
+
+    #[test]
+    fn the_dead_hold_no_place_of_others_for_ever() {
+        let mut state = State::default();
+        let name = |n: usize| OwnedServerName::try_from(format!("s{n}.test")).unwrap();
+        for n in 0..DESTINATIONS_MAX {
+            state.remembered(&name(n)).unwrap().behind = true;
+        }
+        // All of them have work, and may be reached.
+        for _ in 0..2 {
+            assert!(state.remembered(server_name!("new.test")).is_none() && state.more_in_store);
+            state.more_in_store = false;
+        }
+        for n in 0..DESTINATIONS_MAX {
+            state.rest(&name(n), n as u64);
+        }
+        state.get(&name(DESTINATIONS_MAX - 1)).unwrap().begin_rows(1);
+        assert!(state.remembered(server_name!("new.test")).is_some());
+        assert!(state.more_in_store, "those who were forgotten are found when there is room");
+        assert_eq!(state.destinations.len(), state.timers.len() + 1);
+        assert!(state.get(&name(0)).is_some(), "it is tried soon");
+        assert!(state.get(&name(DESTINATIONS_MAX - 1)).is_some(), "its rows are not written yet");
+        assert!(state.get(&name(DESTINATIONS_MAX - 2)).is_none());
     }
 
     #[test]
