@@ -1,8 +1,9 @@
 //! Canonical JSON: one byte string for each value, so that hashes and signatures can agree.
 //! * Object keys sorted by code point, no insignificant white space, shortest escapes.
 //! * Strict (room version 6 and later): integers within ±(2^53 − 1), no fractions, no `-0`.
-//! * Lenient (before): larger integers and floats are written as the servers of the time write them: integers of any size
-//!   digit by digit, floats by their shortest digits. What those servers could not write either is refused.
+//! * Lenient (before): larger integers and floats are written as the servers of the time write them: integers
+//!   digit by digit, floats by their shortest digits. Numbers beyond those of a float (of 309 digits and more) are refused,
+//!   integers too, though Python would take them up to 4,300 digits.
 //! * Nesting is bounded by [`MAX_NESTING`]. Of a repeated key the last value holds.
 
 use std::{
@@ -554,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn what_python_could_not_write_is_refused() {
+    fn numbers_beyond_those_of_a_float_are_refused() {
         for number in ["1e400", "-1e400", &"9".repeat(400), &format!("-{}", "9".repeat(5_000))] {
             assert!(matches!(to_canonical(number, false), Err(NotCanonical::Syntax(_))), "{number}");
         }

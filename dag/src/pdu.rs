@@ -7,7 +7,7 @@ use std::{
     borrow::Cow,
     fmt,
     ops::Range,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
 };
 
 use bytes::Bytes;
@@ -42,7 +42,8 @@ struct Inner {
     auth_events: Range<usize>,
     references: OnceLock<References>,
     raw_content: OnceLock<Box<RawValue>>,
-    power_levels: OnceLock<Arc<Listed>>,
+    /// For as long as somebody holds it: it is several times as large as its JSON.
+    power_levels: Mutex<Weak<Listed>>,
 }
 
 #[derive(Default)]
@@ -124,7 +125,7 @@ impl Pdu {
             auth_events,
             references: OnceLock::new(),
             raw_content: OnceLock::new(),
-            power_levels: OnceLock::new(),
+            power_levels: Mutex::default(),
             json,
         })))
     }
@@ -209,11 +210,13 @@ impl Pdu {
 
     /// What a power levels event says; `rules` are those of its room.
     pub(crate) fn power_levels(&self, rules: &RoomRules) -> Result<Arc<Listed>, Rejection> {
-        if let Some(read) = self.0.power_levels.get() {
-            return Ok(read.clone());
+        let mut held = self.0.power_levels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(read) = held.upgrade() {
+            return Ok(read);
         }
         let read = Arc::new(Listed::parse(rules, self.content_json())?);
-        Ok(self.0.power_levels.get_or_init(|| read).clone())
+        *held = Arc::downgrade(&read);
+        Ok(read)
     }
 
     /// The content read as `T`.

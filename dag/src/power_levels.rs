@@ -1,6 +1,6 @@
 //! Who may do what: the power levels event, read once.
-//! * An event is read once, however often it is asked: reading costs microseconds per thousand users, asking almost
-//!   nothing.
+//! * A value to keep: reading it costs microseconds per thousand users, asking it almost nothing. While one is kept, the
+//!   same event is not read again for others.
 //! * It knows the creators, and what holds in a room without a power levels event.
 
 use std::{collections::BTreeMap, sync::Arc};

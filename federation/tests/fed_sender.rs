@@ -375,9 +375,17 @@ async fn a_transaction_that_is_refused_is_made_smaller_until_the_culprit_is_foun
     for n in 0..40 {
         home.say(&room, if n == 17 { "poison" } else { "good" }).await;
     }
+    let mut commit = Commit::new();
+    for n in 0..5 {
+        let content = if n == 3 { "poison".to_owned() } else { n.to_string() };
+        must_arrive(&mut commit, &peer.name, &json!({ "edu_type": "m.x", "content": content }).to_string());
+    }
+    home.store.commit(commit).await.unwrap();
     sleep(Duration::from_secs(120)).await;
     assert_eq!(peer.heard(), vec!["good"; 39]);
     assert_eq!(rows(&home.store).await, 0);
+    let messages: Vec<_> = peer.edus().into_iter().map(|(_, content)| content).collect();
+    assert_eq!(messages, ["0", "1", "2", "4"]);
 }
 
 #[tokio::test(start_paused = true)]

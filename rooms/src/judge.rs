@@ -109,6 +109,8 @@ impl Turn {
 
     /// `named` stand in for members whom the state lacks.
     async fn judge_with(&mut self, pdu: &Pdu, snapshot: SnapshotId, named: &[Arc<StoredEvent>]) -> Verdict {
+        // Mostly these are the power levels of the state too: while they are held here, nobody reads them again.
+        let _kept = self.facts().await;
         let room = self.room();
         let keys =
             hearth_dag::auth_keys(room.rules, pdu.kind(), pdu.sender(), pdu.state_key(), pdu.content_json());

@@ -45,7 +45,7 @@ pub struct File {
     pub id: FileId,
     /// In bytes.
     pub size: u64,
-    /// CRC-32 over its bytes, to find damage.
+    /// CRC-32 over its bytes, so that damage can be found.
     pub checksum: u32,
     /// As its uploader called it.
     pub content_type: Option<String>,

@@ -72,7 +72,12 @@ impl Inbound {
             })
             .collect();
         let new = NewDeviceMessages { sender: &edu.sender, kind: &edu.kind, contents };
-        unless_busy(self.0.users.keep_device_messages(&edu.message_id, &new).await)
+        match self.0.users.keep_device_messages(&edu.message_id, &new).await {
+            Ok(()) => Ok(()),
+            Err(UsersError::Store(error)) => Err(error),
+            // Devices that change all the time. The transaction comes again; some may then have a message twice.
+            Err(UsersError::Busy) => Err(StoreError::Invalid("others got ahead of every try".to_owned())),
+        }
     }
 
     /// `m.device_list_update`
@@ -129,8 +134,7 @@ fn is_object(json: &RawValue) -> bool {
     json.get().trim_start().starts_with('{')
 }
 
-/// Only the store's failures are failures of a transaction. Nobody else writes what is told of a user: their server's
-/// transactions are worked on one after another.
+/// Only the store's failures are failures of a transaction: what is noted of devices is asked for again where it matters.
 fn unless_busy(done: Result<(), UsersError>) -> Result<(), StoreError> {
     match done {
         Err(UsersError::Store(error)) => Err(error),

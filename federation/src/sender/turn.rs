@@ -65,6 +65,10 @@ impl Inner {
     pub(super) async fn turn(self: &Arc<Self>, server: &ServerName, place: &mut Place) {
         if let Err(error) = self.try_turn(server, place).await {
             tracing::error!(%server, %error, "the store failed while something was sent");
+            if let Some(destination) = self.state.lock().get(server) {
+                // It may have failed after they were asked for.
+                destination.messages = true;
+            }
             tokio::time::sleep(STORE_PAUSE).await;
         }
         {
@@ -270,6 +274,8 @@ impl Inner {
                 if at_fault && size > 1 {
                     tracing::debug!(%server, %error, size, "a transaction was refused, a smaller one is tried");
                     if let Some(destination) = self.state.lock().get(server) {
+                        // Of events and of other messages alike: a batch is so many of each.
+                        let size = load.pdus().len().max(load.edus().len());
                         destination.batch = (size / 2).clamp(1, super::PDUS_MAX / 2);
                         destination.messages |= !load.messages.is_empty();
                         load.give_back(destination);
