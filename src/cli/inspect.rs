@@ -126,6 +126,7 @@ fn tables() -> Vec<Readable> {
         Readable::of(users::REMOTE_DEVICE_LISTS),
         Readable::of(users::REMOTE_DEVICES),
         Readable::of(users::REMOTE_SIGNING_KEYS),
+        Readable::of(users::REMOTE_KEPT),
         Readable::of(media::MEDIA),
         Readable::of(media::RESERVED),
         Readable::of(media::OWNED),

@@ -80,13 +80,20 @@ pub struct DeviceMessages {
 #[derive(Default)]
 pub(crate) struct Inboxes {
     fills: Mutex<HashMap<Key, Fill>>,
-    /// Nothing was shown of these that was not forgotten.
-    cleared: Mutex<HashSet<Key>>,
+    cleared: Mutex<Cleared>,
     /// What a process left behind that ended in the middle was looked for.
     pub(crate) is_swept: std::sync::atomic::AtomicBool,
 }
 
 type Key = (String, String);
+
+/// The devices of which nothing was shown that was not forgotten.
+#[derive(Default)]
+struct Cleared {
+    devices: HashSet<Key>,
+    /// How often something was shown to any.
+    shown: u64,
+}
 
 #[derive(Default)]
 struct Fill {
@@ -204,7 +211,9 @@ impl Users {
         let rows = self.inner.store.range(&TO_DEVICE, range, Order::Forward, SHOWN_AT_ONCE + 1).await?;
         if !rows.is_empty() {
             // Shown, and forgotten once that has arrived.
-            self.inner.inboxes.cleared.lock().remove(&key);
+            let mut cleared = self.inner.inboxes.cleared.lock();
+            cleared.devices.remove(&key);
+            cleared.shown += 1;
         }
         let (mut bytes, mut reached) = (0, since);
         for ((_, _, position), Blob(message)) in rows {
@@ -227,15 +236,22 @@ impl Users {
         upto: StreamPosition,
     ) -> Result<(), StoreError> {
         let key = crate::sessions::device_key(user, device);
-        if self.inner.inboxes.cleared.lock().contains(&key) {
-            return Ok(());
-        }
+        let shown = {
+            let cleared = self.inner.inboxes.cleared.lock();
+            if cleared.devices.contains(&key) {
+                return Ok(());
+            }
+            cleared.shown
+        };
         self.forget_arrived(&key, upto).await?;
         let mut cleared = self.inner.inboxes.cleared.lock();
-        if cleared.len() >= CLEARED_MAX {
-            cleared.clear();
+        // What was shown meanwhile, by another request of the device, is not forgotten yet.
+        if cleared.shown == shown {
+            if cleared.devices.len() >= CLEARED_MAX {
+                cleared.devices.clear();
+            }
+            cleared.devices.insert(key);
         }
-        cleared.insert(key);
         Ok(())
     }
 

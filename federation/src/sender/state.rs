@@ -427,10 +427,13 @@ impl State {
         let key = (destination.number, room);
         let write = match destination.catching.get_mut(&room) {
             Some(Catching { closing: true, .. }) => Some(true),
-            // Read again after a start, and not in the row.
-            Some(catching) if position < catching.oldest => Some(false),
+            // Read again after a start, and not in the row, which does not end before it was sent too.
+            Some(catching) if position < catching.oldest => {
+                catching.newest = Some(StreamPosition::MAX);
+                Some(false)
+            }
             Some(catching) => {
-                catching.newest = Some(position);
+                catching.newest = catching.newest.max(Some(position));
                 removed_at.map(|_| false)
             }
             None if removed_at.is_none() && self.known_rows.get(&key).is_some() => None,
