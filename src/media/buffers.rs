@@ -6,9 +6,9 @@ use std::{mem, sync::Arc};
 use parking_lot::Mutex;
 
 /// The bytes of a buffer.
-pub const PIECE: usize = 128 * 1024;
+pub const PIECE: usize = 256 * 1024;
 /// Buffers that wait for their next use.
-const KEPT: usize = 32;
+const KEPT: usize = 16;
 /// What needs less than this gets memory of its own size.
 const SMALL: usize = 32 * 1024;
 
