@@ -27,6 +27,13 @@ pub struct Wake {
     pub keys: Vec<Bytes>,
 }
 
+impl Wake {
+    /// Whether a commit touched something of this kind, see [`Topic::tag`].
+    pub fn touches(&self, kind: u8) -> bool {
+        self.touched.iter().any(|(topic, _)| topic.tag() == kind)
+    }
+}
+
 /// The watcher was too slow and has missed some wake-ups: whatever it keeps is to be read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the watcher fell behind and has missed {missed} groups of commits")]

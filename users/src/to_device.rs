@@ -187,8 +187,8 @@ impl Users {
         self.write_part(&part, Some(&seen)).await
     }
 
-    /// What a device is to be shown after `since`, up to `upto` or, where that is too much at once, not so far. What lies
-    /// at `since` and before it has arrived, and is forgotten.
+    /// What a device is to be shown after `since`, up to `upto` or, where that is too much at once, not so far. What has
+    /// arrived is forgotten by [`Users::device_messages_arrived`].
     pub async fn device_messages(
         &self,
         user: &UserId,
@@ -201,9 +201,6 @@ impl Users {
             return Ok(told);
         }
         let key = crate::sessions::device_key(user, device);
-        if let Some(since) = since {
-            self.forget_arrived(&key, since).await?;
-        }
         let since = since.unwrap_or(StreamPosition::ZERO);
         let (from, to) = ((key.0.clone(), key.1.clone(), since), (key.0.clone(), key.1.clone(), upto));
         let range = TO_DEVICE.prefix(&key).after(&from).up_to(&to);

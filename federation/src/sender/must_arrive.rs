@@ -27,8 +27,7 @@ pub(super) type Messages = Vec<(StreamPosition, Bytes)>;
 impl Inner {
     /// Wakes destinations for which messages were left.
     pub(super) async fn follow_messages(self: Arc<Self>) {
-        let mut watch =
-            self.store.watch_for(|wake| wake.touched.iter().any(|(topic, _)| topic.tag() == TOPIC));
+        let mut watch = self.store.watch_for(|wake| wake.touches(TOPIC));
         while let Some(wake) = watch.next().await {
             let Ok(wake) = wake else {
                 // Too much happened to know who was meant.

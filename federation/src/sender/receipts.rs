@@ -92,8 +92,7 @@ impl Inner {
     /// Tells of receipts as they change.
     pub(super) async fn follow_receipts(self: Arc<Self>) {
         // Receipts touch their room by its ID.
-        let mut watch =
-            self.store.watch_for(|wake| wake.touched.iter().any(|(topic, _)| topic.tag() == b'c'));
+        let mut watch = self.store.watch_for(|wake| wake.touches(b'c'));
         let mut since = self.store.watermark();
         let mut pacing = Pacing::default();
         let mut is_behind = false;

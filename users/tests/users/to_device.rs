@@ -146,9 +146,13 @@ impl World {
 }
 
 impl Inbox<'_> {
+    /// What a sync with this token does: it says what has arrived, and asks for what came after.
     async fn after(&self, since: Option<StreamPosition>) -> DeviceMessages {
-        let upto = self.world.store.watermark();
-        self.world.users.device_messages(&self.user, &self.device, since, upto).await.unwrap()
+        let (users, upto) = (&self.world.users, self.world.store.watermark());
+        if let Some(since) = since {
+            users.device_messages_arrived(&self.user, &self.device, since).await.unwrap();
+        }
+        users.device_messages(&self.user, &self.device, since, upto).await.unwrap()
     }
 }
 
